@@ -1,0 +1,129 @@
+"""Identity and recipient: the one kind of key that a model can be sealed for.
+
+HPKE (RFC 9180, base mode) with X-Wing (ML-KEM-768 and X25519), HKDF-SHA256 and AES-256-GCM. The private half is
+X-Wing's 32-byte seed, expanded as in draft-connolly-cfrg-xwing-kem §5.2 (SHAKE-256 to 96 bytes: ML-KEM d‖z, then the
+X25519 scalar), so any X-Wing implementation can use the same key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hpke
+from cryptography.hazmat.primitives.asymmetric import mlkem, x25519
+
+from pericard.errors import BadGrant, KeyFileInvalid
+from pericard.keys.files import (
+    encode_line,
+    read_public_file,
+    read_secret_file,
+    write_private_file,
+    write_public_file,
+)
+from pericard.keys.secrets import take, wipe
+
+_IDENTITY = "pericard-identity-v1"
+_RECIPIENT = "pericard-recipient-v1"
+SEED_SIZE = 32
+_MLKEM_PUBLIC = 1184
+PUBLIC_SIZE = _MLKEM_PUBLIC + 32
+_SUITE = hpke.Suite(hpke.KEM.MLKEM768_X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
+
+
+class Recipient:
+    """The public half: whom a model is sealed for.
+
+    Attributes:
+        id: SHA-256 of the encoded public key, in hex; names the recipient in grants and logs.
+    """
+
+    def __init__(self, public: bytes) -> None:
+        """Take the 1216-byte X-Wing public key (ML-KEM-768 encapsulation key, then X25519)."""
+        if len(public) != PUBLIC_SIZE:
+            raise KeyFileInvalid(f"recipient key: holds {len(public)} bytes, wanted {PUBLIC_SIZE}")
+        self.public = public
+        self.id = hashlib.sha256(public).hexdigest()
+        try:
+            self._key = hpke.MLKEM768X25519PublicKey(
+                mlkem.MLKEM768PublicKey.from_public_bytes(public[:_MLKEM_PUBLIC]),
+                x25519.X25519PublicKey.from_public_bytes(public[_MLKEM_PUBLIC:]),
+            )
+        except ValueError as error:
+            raise KeyFileInvalid("recipient key: is not an X-Wing public key") from error
+
+    @classmethod
+    def read(cls, path: Path) -> Recipient:
+        """Read ``identity.pub``."""
+        return cls(read_public_file(path, _RECIPIENT, PUBLIC_SIZE))
+
+    def write(self, path: Path, *, comment: str = "public: give this to the model's vendor") -> None:
+        """Write ``identity.pub``."""
+        write_public_file(path, _RECIPIENT, self.public, comment=comment)
+
+    def wrap(self, secret: bytes | bytearray, *, info: bytes) -> bytes:
+        """Encrypt a short secret for this recipient, bound to ``info``."""
+        return _SUITE.encrypt(secret, self._key, info=info)
+
+    def __str__(self) -> str:
+        return encode_line(_RECIPIENT, self.public)
+
+
+class Identity:
+    """The private half: opens what was sealed for its recipient."""
+
+    def __init__(self, seed: bytes | bytearray) -> None:
+        """Take the 32-byte X-Wing seed; the caller still owns and wipes it."""
+        if len(seed) != SEED_SIZE:
+            raise KeyFileInvalid(f"identity: holds {len(seed)} bytes, wanted {SEED_SIZE}")
+        expanded = take(hashlib.shake_256(seed).digest(96))
+        try:
+            kem = mlkem.MLKEM768PrivateKey.from_seed_bytes(expanded[:64])
+            curve = x25519.X25519PrivateKey.from_private_bytes(expanded[64:])
+        finally:
+            wipe(expanded)
+        self._key = hpke.MLKEM768X25519PrivateKey(kem, curve)
+        self.recipient = Recipient(kem.public_key().public_bytes_raw() + curve.public_key().public_bytes_raw())
+
+    @classmethod
+    def read(cls, path: Path) -> Identity:
+        """Read a plain 0600 identity file."""
+        seed = cls.read_seed(path)
+        try:
+            return cls(seed)
+        finally:
+            wipe(seed)
+
+    @staticmethod
+    def read_seed(path: Path) -> bytearray:
+        """Read only the seed from a plain 0600 identity file; the caller wipes it."""
+        return read_secret_file(path, _IDENTITY, SEED_SIZE)
+
+    @classmethod
+    def generate(cls, path: Path) -> Identity:
+        """Make a new identity and write its private file."""
+        seed = take(os.urandom(SEED_SIZE))
+        try:
+            made = cls(seed)
+            write_private_file(
+                path,
+                _IDENTITY,
+                seed,
+                comment=f"private: identity {made.recipient.id[:16]}; never share",
+            )
+        finally:
+            wipe(seed)
+        return made
+
+    def unwrap(self, wrapped: bytes, *, info: bytes) -> bytearray:
+        """Decrypt what :meth:`Recipient.wrap` made with the same ``info``; the caller wipes the result.
+
+        Raises:
+            BadGrant: it was made for another key or another ``info``, or was altered.
+        """
+        try:
+            return take(_SUITE.decrypt(wrapped, self._key, info=info))
+        except (InvalidTag, ValueError) as error:
+            raise BadGrant("grant: does not open with this identity") from error
