@@ -1,7 +1,7 @@
 """The site's decision about one verified model.
 
-A grant's life: before ``not_before`` it is refused; up to ``not_after`` it is ``valid``; for the signed grace days after
-that it is ``grace`` (served, and said in every answer); then it is refused.
+A grant's life: before ``not_before`` it is refused; up to ``not_after`` it is ``valid``; for the signed grace days
+after that it is ``grace`` (served, and said in every answer); then it is refused.
 """
 
 from __future__ import annotations

@@ -1,0 +1,126 @@
+"""The ``exported`` kind: a torch.export graph and a table of tensors, attached without a copy.
+
+The graph is called flat, weights first, in the order of its signature: no module tree, no guards, no pytrees.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch._export.serde import schema
+from torch._export.serde.serialize import ExportedProgramDeserializer, _bytes_to_dataclass
+from torch.export.graph_signature import InputKind
+from torch.export.passes import move_to_device_pass
+
+from pericard.errors import BackendFailed, UnsupportedModel
+from pericard.runtime import graph as graphs
+from pericard.runtime.backend import Array
+from pericard.sealed import Tensor
+
+_DTYPES = {
+    name: getattr(torch, name)
+    for name in ("uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64")
+} | {"bool": torch.bool}
+
+# torch's reader warns about symbols that the graph does not use; that is not news to an operator
+logging.getLogger("torch._export.serde.serialize").setLevel(logging.ERROR)
+
+
+def view_tensor(tensor: Tensor, buffer: memoryview) -> torch.Tensor:
+    """A tensor over the artifact's bytes, without a copy; the buffer must outlive it."""
+    dtype = _DTYPES[tensor.dtype]
+    if tensor.size == 0:
+        return torch.empty(tensor.shape, dtype=dtype)
+    flat = torch.frombuffer(buffer, dtype=dtype, count=tensor.size // dtype.itemsize, offset=tensor.offset)
+    return flat.reshape(tensor.shape)
+
+
+class ExportedBackend:
+    """Runs an exported graph on one device."""
+
+    def __init__(self, graph: bytes, tensors: Mapping[str, torch.Tensor], *, device: str) -> None:
+        """Check the graph, build it around the tensors, and move it to the device.
+
+        Args:
+            graph: the graph's JSON.
+            tensors: parameters, buffers and constants by qualified name; kept, not copied, on the CPU.
+            device: ``cpu`` or ``cuda:N``.
+
+        Raises:
+            ForbiddenGraph: the graph is not on the allow-lists.
+            UnsupportedModel: torch cannot build it, or a tensor is missing.
+        """
+        graphs.check(graph)
+        self.device = device
+        try:
+            serialised = _bytes_to_dataclass(schema.ExportedProgram, graph)
+            parameters, others = _by_role(serialised.graph_module.signature, tensors)
+            program = ExportedProgramDeserializer().deserialize(serialised, parameters | others, others)
+            if device != "cpu":
+                program = move_to_device_pass(program, device)
+            held: dict[str, torch.Tensor] = {**program.constants, **program.state_dict}
+            self._arguments: list[torch.Tensor | None] = [
+                None if spec.kind is InputKind.USER_INPUT else held[str(spec.target)].detach()
+                for spec in program.graph_signature.input_specs
+            ]
+            self._slots = [place for place, value in enumerate(self._arguments) if value is None]
+            self._call = program.graph_module
+        except KeyError as error:
+            raise UnsupportedModel(f"graph: needs the tensor {error}, which the model does not hold") from error
+        except Exception as error:  # torch's reader raises whatever it meets
+            raise UnsupportedModel(f"graph: this torch cannot build it ({type(error).__name__})") from error
+
+    def infer(self, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
+        """Answer one batch; see ``Backend``."""
+        arguments = list(self._arguments)
+        if len(inputs) != len(self._slots):
+            raise BackendFailed(f"model: takes {len(self._slots)} inputs, got {len(inputs)}")
+        try:
+            with torch.inference_mode():
+                for place, value in zip(self._slots, inputs, strict=True):
+                    arguments[place] = torch.from_numpy(value).to(self.device)
+                return tuple(_to_numpy(output) for output in self._call(*arguments))
+        except Exception as error:  # a failed kernel must cost its batch, not the engine
+            raise BackendFailed(f"model: the computation failed ({type(error).__name__})") from error
+
+    def close(self) -> None:
+        """Drop the weights."""
+        self._arguments.clear()
+        self._call = torch.nn.Identity()
+
+
+def _by_role(
+    signature: schema.GraphSignature, tensors: Mapping[str, torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Parameters, wrapped as torch wants them, and everything else (buffers, constants)."""
+    names = {spec.parameter.parameter_name for spec in signature.input_specs if spec.type == "parameter"}
+    parameters: dict[str, torch.Tensor] = {
+        name: torch.nn.Parameter(tensors[name], requires_grad=False) for name in names
+    }
+    return parameters, {name: tensor for name, tensor in tensors.items() if name not in names}
+
+
+def _to_numpy(output: torch.Tensor) -> Array:
+    array: Array = np.ascontiguousarray(output.detach().cpu().numpy())
+    return array
+
+
+def set_threads(count: int) -> None:
+    """Fix how many threads one operator may use; part of what makes an answer repeatable."""
+    torch.set_num_threads(count)
+
+
+def pick_device(wanted: str) -> str:
+    """``auto`` becomes the first CUDA device if there is one, else the CPU.
+
+    Raises:
+        UnsupportedModel: a device was asked for by name and is not there.
+    """
+    if wanted == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    if wanted != "cpu" and not torch.cuda.is_available():
+        raise UnsupportedModel(f"device: {wanted!r} was asked for, and torch sees no CUDA device")
+    return wanted

@@ -1,0 +1,71 @@
+"""The operators that a sealed graph may name: pure functions of tensors and numbers, nothing else.
+
+An operator is here because it computes its outputs from its inputs alone. Left out on purpose: whatever writes in place
+or into an argument, draws random numbers, hands out uninitialised memory (``empty``), re-reads a storage at
+will (``as_strided``), touches files (``from_file``) or calls back (``cond``, custom objects). Names are those of
+``torch.ops.aten``; every non-mutating overload of a name is allowed.
+"""
+
+from __future__ import annotations
+
+import re
+
+_ELEMENTWISE = """
+abs absolute acos acosh add addcdiv addcmul angle arccos arcsin arctan asin asinh atan atan2 atanh bitwise_and
+bitwise_left_shift bitwise_not bitwise_or bitwise_right_shift bitwise_xor ceil celu clamp clamp_max clamp_min clip
+copysign cos cosh deg2rad digamma div divide elu eq erf erfc erfinv exp exp2 expm1 fix floor floor_divide fmax fmin
+fmod frac ge gelu glu greater greater_equal gt hardshrink hardsigmoid hardswish hardtanh hypot isclose isfinite isinf
+isnan ldexp le leaky_relu lerp less less_equal lgamma log log10 log1p log2 log_sigmoid logaddexp logaddexp2 logical_and
+logical_not logical_or logical_xor logit lt maximum minimum mish mul multiply nan_to_num ne neg negative not_equal
+positive pow prelu rad2deg real reciprocal relu relu6 remainder round rrelu rsqrt rsub selu sgn sigmoid sign signbit
+silu sin sinc sinh softplus softshrink sqrt square sub subtract tan tanh threshold true_divide trunc
+where xlogy
+"""
+
+_REDUCTIONS = """
+all amax amin aminmax any argmax argmin argsort count_nonzero cummax cummin cumprod cumsum diff kthvalue log_softmax
+_log_softmax logcumsumexp logsumexp max mean median min mode nanmean nanmedian nansum norm nonzero_static prod quantile
+softmax _softmax sort std std_mean sum topk trace var var_mean linalg_norm linalg_vector_norm
+"""
+
+_LAYERS = """
+_adaptive_avg_pool2d _adaptive_avg_pool3d _native_batch_norm_legit_no_training
+_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_attention_math adaptive_avg_pool1d
+adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d addbmm addmm addmv avg_pool1d avg_pool2d
+avg_pool3d baddbmm batch_norm bilinear bmm cdist channel_shuffle conv1d conv2d conv3d conv_transpose1d
+conv_transpose2d conv_transpose3d convolution cosine_similarity cross dot dropout einsum embedding embedding_bag
+feature_dropout group_norm gru inner instance_norm layer_norm linear linalg_matmul lstm matmul max_pool1d max_pool2d
+max_pool2d_with_indices max_pool3d mm mv native_batch_norm native_group_norm
+native_layer_norm outer pixel_shuffle pixel_unshuffle rms_norm rnn_relu rnn_tanh scaled_dot_product_attention tensordot
+upsample_bilinear2d upsample_linear1d upsample_nearest1d upsample_nearest2d
+"""
+
+_SHAPES = """
+_to_copy _unsafe_view alias arange broadcast_tensors broadcast_to bucketize cat chunk clone col2im concat concatenate
+constant_pad_nd contiguous detach diag diag_embed diagonal dropout dsplit expand expand_as eye fft_fft fft_ifft
+fft_irfft fft_rfft flatten flip fliplr flipud full full_like gather hann_window hamming_window hsplit im2col index
+index_add index_fill index_put index_select linspace masked_fill meshgrid movedim narrow new_full new_ones new_zeros
+nonzero numpy_T one_hot ones ones_like pad permute ravel reflection_pad1d reflection_pad2d repeat repeat_interleave
+replication_pad1d replication_pad2d reshape reshape_as roll rot90 scalar_tensor scatter scatter_add scatter_reduce
+searchsorted select select_scatter slice slice_scatter split split_with_sizes squeeze stack sym_numel sym_size
+sym_stride swapaxes t take take_along_dim tensor_split tile to transpose tril triu type_as unbind unflatten unfold
+unsqueeze view view_as vsplit zeros zeros_like
+"""
+
+#: Names under ``torch.ops.aten`` that a graph may call.
+ALLOWED: frozenset[str] = frozenset(f"{_ELEMENTWISE} {_REDUCTIONS} {_LAYERS} {_SHAPES}".split())
+
+#: Python's own arithmetic on shapes, as torch.export writes it.
+ALLOWED_PYTHON: frozenset[str] = frozenset(
+    f"_operator.{name}" for name in ("add", "sub", "mul", "floordiv", "mod", "neg", "eq", "ge", "gt", "le", "lt", "ne")
+) | {"_operator.getitem"}
+
+_ATEN = re.compile(r"torch\.ops\.aten\.([A-Za-z_0-9]+)\.([A-Za-z_0-9]+)")
+
+
+def allowed(target: str) -> bool:
+    """Whether a graph node may call ``target``."""
+    match = _ATEN.fullmatch(target)
+    if match is None:
+        return target in ALLOWED_PYTHON
+    return match[1] in ALLOWED and match[2] != "out" and not match[2].endswith("_out")
