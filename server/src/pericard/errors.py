@@ -18,7 +18,8 @@ carries a secret. ::
     │   ├── BadGrant                 bad-grant
     │   ├── NoGrant                  no-grant
     │   ├── WrongFileKey             key-commitment-mismatch
-    │   └── CorruptPayload           corrupt-payload
+    │   ├── CorruptPayload           corrupt-payload
+    │   └── NotWritten               model-not-written
     ├── TrustError
     │   ├── UntrustedPublisher       untrusted-publisher
     │   ├── LicenceNotYetValid       licence-not-yet-valid
@@ -117,7 +118,7 @@ class KeyFileExposed(KeyFileError):
 
 
 class SealedModelError(PericardError):
-    """Base: a sealed model was refused before any of it was decrypted or used."""
+    """Base: a sealed model was refused before any of it was used, or could not be made."""
 
 
 class NotSealed(SealedModelError):
@@ -139,7 +140,7 @@ class BadSignature(SealedModelError):
 
 
 class BadGrant(SealedModelError):
-    """A grant is malformed, unsigned, or made for another file."""
+    """A grant is malformed, made for another file, or does not open with this identity."""
 
     code = "bad-grant"
 
@@ -160,6 +161,12 @@ class CorruptPayload(SealedModelError):
     """An encrypted chunk is missing, altered, repeated or out of place."""
 
     code = "corrupt-payload"
+
+
+class NotWritten(SealedModelError):
+    """A sealed model could not be written; no part of it was left behind."""
+
+    code = "model-not-written"
 
 
 class TrustError(PericardError):

@@ -13,16 +13,18 @@ import errno
 import fcntl
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Final, NamedTuple, NoReturn, Self
+from typing import Final, NamedTuple, Self
+
+import msgspec
 
 from pericard.audit import checkpoint, record, segment
 from pericard.audit.proof import CompactRange, leaf_hash
 from pericard.audit.verify import check_reach, remember, replay
-from pericard.errors import AuditError, AuditLogInvalid, AuditUnavailable, LogTruncated
+from pericard.errors import AuditLogInvalid, AuditUnavailable, LogTruncated
 from pericard.keys import LogKey
 
 SEGMENT_BYTES: Final = 64 * 1024 * 1024
@@ -30,7 +32,7 @@ CHECKPOINT_EVERY: Final = 1024
 MAX_RECORDS: Final = 1024
 
 
-class Entry(NamedTuple):
+class Entry(msgspec.Struct, frozen=True):
     """One durable record.
 
     Attributes:
@@ -49,16 +51,18 @@ class _Durable(NamedTuple):
 
     tree: CompactRange
     head: bytes | None
-    offset: int  # where the head ends in the current segment
+    segment: segment.Segment | None  # the current one; None before the first
+    before: CompactRange  # the tree before the current segment
+    offset: int  # where the head ends in the current segment, in bytes
 
 
 class AuditLog:
-    """An open log; use :meth:`open`.
+    """An open log; made by :meth:`open`.
 
     Attributes:
         origin: the log's name.
-        recovered_bytes: bytes of never acknowledged groups that the last :meth:`open` or :meth:`reopen` cut off, or
-            that the failure before it did; the caller records this in the log.
+        recovered_bytes: bytes of groups never acknowledged that were cut off since and by :meth:`open`, in all; the
+            caller records it when it grows.
     """
 
     def __init__(
@@ -80,12 +84,9 @@ class AuditLog:
         self._clock = clock
         self._lock = -1
         self._file = -1
-        self._segment = segment.Segment(directory / segment.file_name(0), 0)
-        self._base = CompactRange()  # the tree before the current segment
-        self._durable = _Durable(CompactRange(), None, 0)
-        self._groups_unpublished = 0
-        self._bytes_cut = 0
         self._failure: str | None = "is not open"
+        self._durable = _Durable(CompactRange(), None, None, CompactRange(), 0)
+        self._unpublished = 0  # groups since the head was last published
 
     @classmethod
     def open(
@@ -127,11 +128,11 @@ class AuditLog:
         try:
             log._lock = _lock(directory)
             log._recover()
-        except OSError as error:
+            log._resume()
+        except BaseException as error:
             log.close()
-            raise _unavailable("cannot be opened", error) from error
-        except BaseException:
-            log.close()
+            if isinstance(error, OSError):
+                raise _unavailable(f"cannot be opened: {_reason(error)}") from error
             raise
         return log
 
@@ -147,39 +148,35 @@ class AuditLog:
 
     @property
     def available(self) -> bool:
-        """Whether the next commit would be tried; False from a failure until :meth:`reopen` succeeds."""
+        """Whether a commit would be tried; False from a failure until :meth:`reopen` succeeds."""
         return self._failure is None
 
     def commit(self, records: Sequence[Mapping[str, object]]) -> list[Entry]:
-        """Append records as one group and return once they are durable under a signed head.
+        """Append records as one group; return once they are durable under a signed head.
 
-        The log adds ``index`` (from :attr:`next_index` on), ``time`` and ``v``.
+        The log adds ``index`` (from :attr:`next_index` on), ``time`` and ``v`` to each.
 
         Raises:
-            AuditUnavailable: the group is not part of the log, and neither is any later one until :meth:`reopen`.
-            AuditLogInvalid: a record has no canonical form, carries a reserved member, or the group is larger than
-                1024 records or 16 MiB; nothing was written and the log goes on.
+            AuditUnavailable: the group is not part of the log, and no later one will be until :meth:`reopen`.
+            AuditLogInvalid: a record has no canonical form or carries a reserved member, or the group has more than
+                1024 records or 16 MiB; nothing was written, and the log goes on.
         """
         if self._failure is not None:
             raise _unavailable(self._failure)
         if not records:
             return []
         entries, tree, head, data = self._group(records)
-        self._failure = "was interrupted while it wrote"  # whatever leaves the next lines by an exception, it stays so
-        try:
+        with self._writing():
             if self._durable.offset and self._durable.offset + len(data) > self._segment_bytes:
                 self._start_segment()
-            written = os.write(self._file, data)
-            if written != len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301 - a short write is a failed write
+            if os.write(self._file, data) != len(data):  # the rest would fail too: the disk is full
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fdatasync(self._file)
-        except OSError as error:
-            self._fail(error)
-        self._durable = _Durable(tree, head, self._durable.offset + len(data))
-        self._failure = None
-        self._groups_unpublished += 1
-        if self._groups_unpublished >= self._checkpoint_every:
-            with suppress(AuditUnavailable):  # this group is durable all the same; the next commit meets the failure
+            _, _, part, before, offset = self._durable
+            self._durable = _Durable(tree, head, part, before, offset + len(data))
+        self._unpublished += 1
+        if self._unpublished >= self._checkpoint_every:
+            with suppress(AuditUnavailable):  # this group is durable all the same; the next one meets the failure
                 self.publish()
         return entries
 
@@ -194,38 +191,31 @@ class AuditLog:
         if self._failure is not None:
             raise _unavailable(self._failure)
         head = self._durable.head
-        if head is not None and self._groups_unpublished:
-            try:
+        if head is not None and self._unpublished:
+            with self._writing():
                 checkpoint.store(self._directory, head)
-            except OSError as error:
-                self._fail(error)
-            self._groups_unpublished = 0
+            self._unpublished = 0
         return head
 
     def reopen(self) -> None:
-        """Try to get a failed log going again, from what the disk really holds; nothing to do for a healthy one.
+        """Get a failed log going again from what the disk really holds; a healthy one is left alone.
 
         Raises:
-            AuditUnavailable: the disk still refuses; call it again later.
-            AuditLogInvalid, RecordAltered, LogTruncated, SplitView: the disk no longer holds what was made durable.
+            AuditUnavailable: the disk still refuses; call again later.
+            AuditLogInvalid, RecordAltered, LogTruncated: the disk no longer holds what was durable.
         """
         if self._failure is None:
             return
         if self._lock < 0:
             raise _unavailable(self._failure)
-        durable = self._durable
         try:
             self._drop_file()
             self._cut_back()
-            self._recover_from([self._segment], self._base)
+            self._check_current()
+            self._resume()
         except OSError as error:
             self._failure = f"cannot be reopened: {_reason(error)}"
             raise _unavailable(self._failure) from error
-        except AuditError as error:
-            self._failure = f"cannot be reopened: {error.message}"
-            raise
-        if self._durable[:2] != durable[:2]:
-            pass
 
     def close(self) -> None:
         """Publish the head and let go of the log; may be called twice."""
@@ -244,3 +234,160 @@ class AuditLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _group(self, records: Sequence[Mapping[str, object]]) -> tuple[list[Entry], CompactRange, bytes, bytes]:
+        """Make the group's entries, the tree with them, the head over it, and the frames to write."""
+        if len(records) > MAX_RECORDS:
+            raise AuditLogInvalid(f"group: has {len(records)} records, at most {MAX_RECORDS} are allowed")
+        tree = self._durable.tree.copy()
+        now = record.stamp(self._clock())
+        entries: list[Entry] = []
+        frames: list[bytes] = []
+        for fields in records:
+            index = tree.size
+            stamped = {**fields, "index": index, "time": now, "v": record.VERSION}
+            if len(stamped) != len(fields) + 3:
+                raise AuditLogInvalid("record: carries a member that only the log sets (index, time, v)")
+            data = record.encode(stamped)
+            leaf = leaf_hash(data)
+            tree.append(leaf)
+            entries.append(Entry(index, leaf.hex(), data))
+            frames.append(segment.frame(segment.RECORD, data))
+        head = checkpoint.sign(self.origin, tree.size, tree.root(), self._key)
+        frames.append(segment.frame(segment.HEAD, head))
+        group = b"".join(frames)
+        if len(group) > segment.MAX_GROUP:
+            raise AuditLogInvalid(f"group: takes {len(group)} bytes, at most {segment.MAX_GROUP} are allowed")
+        return entries, tree, head, group
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Let nothing be accepted after a write that did not come to its end, whatever ended it."""
+        self._failure = "was interrupted while it wrote"
+        try:
+            yield
+        except BaseException as error:
+            self._withdraw()
+            if isinstance(error, OSError):
+                self._failure = f"cannot be written: {_reason(error)}"
+                raise _unavailable(self._failure) from error
+            raise
+        self._failure = None
+
+    def _withdraw(self) -> None:
+        """Cut what is not durable off the file at once, so that no later reader takes it for a part of the log.
+
+        It may be whole and have its head, if only the fdatasync failed. :meth:`reopen` cuts again, and surely.
+        """
+        with suppress(OSError):
+            beyond = os.fstat(self._file).st_size - self._durable.offset
+            if beyond > 0:
+                os.ftruncate(self._file, self._durable.offset)
+                self.recovered_bytes += beyond
+
+    def _recover(self) -> None:
+        """Check everything on disk against the key and the published head; cut the torn tail."""
+        known: dict[int, bytes] = {}
+        published = checkpoint.load(self._directory)
+        if published is not None:
+            remember(known, checkpoint.open_head(published, self.origin, self._key.verifier))
+        segments = segment.listing(self._directory)
+        if segments:
+            _refresh(segments[-1].path)
+        found = replay(segments, origin=self.origin, verifier=self._key.verifier, known=known, thorough=False)
+        check_reach(found.tree.size, known)  # before anything is cut
+        newest = segments[-1] if segments else None
+        self._durable = _Durable(found.tree, found.head, newest, CompactRange(), found.end)
+        self._cut_back()
+
+    def _cut_back(self) -> None:
+        """Remove from disk what lies behind the last durable head."""
+        for part in segment.listing(self._directory):
+            if part.first >= self._durable.tree.size:
+                self.recovered_bytes += part.path.stat().st_size
+                part.path.unlink()
+        current = self._durable.segment
+        if current is not None and self._durable.offset:
+            file = os.open(current.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                beyond = os.fstat(file).st_size - self._durable.offset
+                if beyond > 0:
+                    os.ftruncate(file, self._durable.offset)
+                    self.recovered_bytes += beyond
+                os.fsync(file)  # also when the failed commit cut it already
+            finally:
+                os.close(file)
+
+    def _check_current(self) -> None:
+        """Read the current segment again: after a failure, nothing that memory says about the disk is evidence."""
+        tree, _, current, before, offset = self._durable
+        if current is None or not offset:
+            return  # nothing durable lies in it
+        _refresh(current.path)
+        verifier = self._key.verifier
+        found = replay([current], origin=self.origin, verifier=verifier, known={}, tree=before, thorough=False)
+        if found.tree.size != tree.size or found.tree.root() != tree.root():
+            raise LogTruncated(f"records from {found.tree.size} on: were durable and are gone")
+
+    def _resume(self) -> None:
+        """Go on behind the durable head: a new segment, and the head published, which also proves there is space."""
+        self._start_segment()
+        self._failure, self._unpublished = None, int(self._durable.head is not None)
+        self.publish()
+
+    def _start_segment(self) -> None:
+        tree, head, *_ = self._durable
+        part = segment.Segment(self._directory / segment.file_name(tree.size), tree.size)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        file = os.open(part.path, flags, 0o640)
+        self._drop_file()
+        self._durable = _Durable(tree, head, part, tree, 0)
+        self._file = file
+        os.fsync(self._lock)  # the directory
+
+    def _drop_file(self) -> None:
+        file, self._file = self._file, -1
+        if file >= 0:
+            with suppress(OSError):  # what it held is durable, or was given up
+                os.close(file)
+
+
+def _lock(directory: Path) -> int:
+    """Make the directory if it is missing; hold it open, exclusively locked."""
+    try:
+        directory.mkdir(mode=0o750)
+    except FileExistsError:
+        pass
+    else:
+        _refresh(directory.parent)
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise AuditUnavailable("audit log: another process writes it", hint="one log has one writer") from error
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _refresh(path: Path) -> None:
+    """Sync a file or directory and forget its cached pages, so that the next read sees what the disk holds."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        os.fsync(descriptor)
+        with suppress(OSError):  # only advice
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or "i/o error").lower()
+
+
+def _unavailable(reason: str) -> AuditUnavailable:
+    return AuditUnavailable(
+        f"audit log: {reason}", hint="free space or repair the disk; nothing is answered unrecorded"
+    )

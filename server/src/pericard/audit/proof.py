@@ -31,7 +31,7 @@ def node_hash(left: bytes, right: bytes) -> bytes:
 class CompactRange:
     """The tree over everything appended so far, kept as the roots of its full subtrees, largest first.
 
-    There is one such root per set bit of the size, so the state is O(log n) hashes and an append hashes once on average.
+    There is one such root per set bit of the size: the state is O(log n) hashes, and an append makes one on average.
 
     Attributes:
         size: the number of leaves.
@@ -121,7 +121,7 @@ def check_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[bytes], 
         RecordAltered: it does not lead from this leaf to this root.
     """
     failure = RecordAltered(f"record {index}: is not in the tree of {size} records that was signed")
-    if not 0 <= index < size:
+    if not 0 <= index < size or not _are_hashes(leaf, root, *proof):
         raise failure
     position, last, node = index, size - 1, leaf
     for sibling in proof:
@@ -138,16 +138,16 @@ def check_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[bytes], 
 
 
 def check_consistency(old: int, old_root: bytes, new: int, new_root: bytes, proof: Sequence[bytes]) -> None:
-    """Check a consistency proof (RFC 9162 §2.1.4.2); every tree continues the empty one, with an empty proof.
+    """Check a consistency proof (RFC 9162 §2.1.4.2); about the empty tree there is nothing to prove.
 
     Raises:
         SplitView: the larger tree is not proven to continue the smaller one.
     """
     failure = SplitView(f"heads of {old} and {new} records: the second is not proven to continue the first")
-    if not 0 <= old <= new:
+    if not 0 < old <= new or not _are_hashes(old_root, new_root, *proof):
         raise failure
-    if old in (0, new):
-        if proof or old_root != (EMPTY_ROOT if old == 0 else new_root):
+    if old == new:
+        if proof or old_root != new_root:
             raise failure
         return
     path = [old_root, *proof] if old & (old - 1) == 0 else list(proof)
@@ -168,6 +168,10 @@ def check_consistency(old: int, old_root: bytes, new: int, new_root: bytes, proo
         position, last = position >> 1, last >> 1
     if last != 0 or (old_node, new_node) != (old_root, new_root):
         raise failure
+
+
+def _are_hashes(*values: bytes) -> bool:
+    return all(len(value) == HASH_SIZE for value in values)
 
 
 def _climb(position: int, last: int) -> tuple[int, int]:

@@ -95,10 +95,10 @@ def listing(directory: Path) -> list[Segment]:
         AuditLogInvalid: another ``.log`` file lies among them.
     """
     found = []
-    for name in sorted(entry for entry in os.listdir(directory) if entry.endswith(".log")):
-        if not _NAME.fullmatch(name):
-            raise AuditLogInvalid(f"{directory / name}: is not a segment of an audit log")
-        found.append(Segment(directory / name, int(name.removesuffix(".log"))))
+    for path in sorted(entry for entry in directory.iterdir() if entry.name.endswith(".log")):
+        if not _NAME.fullmatch(path.name):
+            raise AuditLogInvalid(f"{path}: is not a segment of an audit log")
+        found.append(Segment(path, int(path.stem)))
     return found
 
 
@@ -115,9 +115,10 @@ class Walk:
         torn: after the walk, how many bytes lie behind it.
     """
 
-    def __init__(self, segments: Sequence[Segment]) -> None:
-        """Take the segments as :func:`listing` gave them; the last one may have a torn tail."""
+    def __init__(self, segments: Sequence[Segment], first: int = 0) -> None:
+        """Take segments as :func:`listing` gave them, from record ``first`` on; the last may have a torn tail."""
         self._segments = segments
+        self._first = first
         self.end = 0
         self.torn = 0
 
@@ -129,7 +130,7 @@ class Walk:
             LogTruncated: a segment is missing between two others.
             AuditLogInvalid: two segments overlap.
         """
-        following = self._segments[0].first if self._segments else 0
+        following = self._first
         for segment in self._segments:
             if segment.first > following:
                 raise LogTruncated(f"records {following} to {segment.first - 1}: their segment is missing")
@@ -175,22 +176,25 @@ def groups(data: bytes, first: int, *, newest: bool) -> Iterator[Group]:
 def _frames(data: bytes, first: int) -> Iterator[tuple[int, bytes]]:
     """Yield (type, payload) of the whole frames; stop where a torn write may have stopped."""
     end, offset, index = _written(data), 0, first
+    damaged = "group from record {} on: a frame of it is damaged"
     while end - offset >= _HEADER.size:
         size, checksum, kind = _HEADER.unpack_from(data, offset)
         if kind not in _LIMIT or size > _LIMIT[kind]:
-            raise RecordAltered(f"record {index}: its frame, or that of the head over it, is damaged")
+            raise RecordAltered(damaged.format(first))
         offset += _HEADER.size
         payload = data[offset : min(offset + size, end)]
         whole = len(payload) == size
         # a whole frame must have its checksum; one that breaks off must look like the beginning of one, since
         # otherwise a single flipped bit in a length would make a signed group look torn
         if (zlib.crc32(payload, _SEED[kind]) == checksum) != whole or payload.translate(None, _ALPHABET[kind]):
-            raise RecordAltered(f"record {index}: its frame, or that of the head over it, is damaged")
+            raise RecordAltered(damaged.format(first))
         if not whole:
             return
         yield kind, payload
         offset += size
         index += kind == RECORD
+        if kind == HEAD:
+            first = index
 
 
 def _written(data: bytes) -> int:

@@ -92,11 +92,8 @@ def verify(directory: Path, *, verifier: LogVerifier, origin: str | None = None,
         published = checkpoint.load(directory)
         if published is not None:
             remember(known, checkpoint.open_head(published, name, verifier))
-        # 2. the segments; that each begins where the one before it ended is checked as they are read
+        # 2. the segments; that each begins where the one before it ended is checked as they are read, in 3. to 7.
         segments = segment.listing(directory)
-        if segments and segments[0].first:
-            raise LogTruncated(f"records 0 to {segments[0].first - 1}: their segment is missing")
-        # 3. to 7.
         found = replay(segments, origin=name, verifier=verifier, known=known)
     # 8. no known head reaches beyond the log
     check_reach(found.tree.size, known)
@@ -134,7 +131,7 @@ def raw_records(directory: Path, start: int = 0, stop: int | None = None) -> Ite
     with reading(directory):
         segments = segment.listing(directory)
         at = max((place for place, part in enumerate(segments) if part.first <= start), default=0)
-        for group in segment.Walk(segments[at:]):
+        for group in segment.Walk(segments[at:], segments[at].first if at else 0):
             for index, data in enumerate(group.records, group.first):
                 if stop is not None and index >= stop:
                     return
@@ -168,7 +165,7 @@ def replay(
     found = History(proof.CompactRange() if tree is None else tree.copy())
     _compare(found.tree, known)
     last: segment.Group | None = None
-    walk = segment.Walk(segments)
+    walk = segment.Walk(segments, found.tree.size)
     for group in walk:  # 3. frames
         for index, data in enumerate(group.records, group.first):
             if thorough:  # 4. records

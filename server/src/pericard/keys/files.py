@@ -10,22 +10,23 @@ import base64
 import binascii
 import os
 import stat
+import tempfile
 from pathlib import Path
 
 from pericard.errors import KeyFileExposed, KeyFileInvalid
-from pericard.keys.secrets import wipe
+from pericard.keys.secrets import take, wipe
 
 _MAX_KEY_FILE = 64 * 1024
 
 
 def write_private_file(path: Path, kind: str, secret: bytes | bytearray, *, comment: str) -> None:
     """Write a private key file, mode 0600; refuse to replace an existing one."""
-    text = bytearray(f"# {comment}\n{kind} ".encode("ascii"))
-    text += base64.b64encode(secret)
-    text += b"\n"
+    encoded = take(base64.b64encode(secret))
+    text = bytearray().join((f"# {comment}\n{kind} ".encode("ascii"), encoded, b"\n"))
     try:
         _write_once(path, text, 0o600)
     finally:
+        wipe(encoded)
         wipe(text)
 
 
@@ -64,7 +65,8 @@ def read_secret_file(path: Path, kind: str, length: int) -> bytearray:
 
 def _read(path: Path, *, private: bool = False) -> bytearray:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
+        # O_NONBLOCK: a named pipe in the file's place must be refused, not waited for
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
     except OSError as error:
         raise KeyFileInvalid(f"{path}: cannot be read: {(error.strerror or 'i/o error').lower()}") from error
     try:
@@ -81,14 +83,18 @@ def _read(path: Path, *, private: bool = False) -> bytearray:
         buffer = bytearray(found.st_size)
         size = os.readv(descriptor, [buffer]) if buffer else 0
         if size != len(buffer):
+            wipe(buffer)
             raise KeyFileInvalid(f"{path}: changed while it was read")
-        return buffer
+    except OSError as error:
+        raise KeyFileInvalid(f"{path}: cannot be read: {(error.strerror or 'i/o error').lower()}") from error
     finally:
         os.close(descriptor)
+    return buffer
 
 
 def _decode(text: bytearray, path: Path, kind: str, length: int) -> bytearray:
     lines = [line for line in text.split(b"\n") if line.strip() and not line.startswith(b"#")]
+    body = bytearray()
     try:
         if len(lines) != 1:
             raise KeyFileInvalid(f"{path}: holds {len(lines)} keys, wanted one {kind}")
@@ -100,7 +106,7 @@ def _decode(text: bytearray, path: Path, kind: str, length: int) -> bytearray:
                 hint="private and public halves, identities and publishers are different files",
             )
         try:
-            data = bytearray(binascii.a2b_base64(body.strip(), strict_mode=True))
+            data = take(binascii.a2b_base64(body, strict_mode=True))
         except ValueError as error:
             raise KeyFileInvalid(f"{path}: is not base64 after {kind!r}") from error
         if len(data) != length:
@@ -108,33 +114,33 @@ def _decode(text: bytearray, path: Path, kind: str, length: int) -> bytearray:
             raise KeyFileInvalid(f"{path}: holds {len(data)} bytes of key, wanted {length}")
         return data
     finally:
-        for line in lines:
+        for line in (*lines, body):
             wipe(line)
 
 
 def _write_once(path: Path, text: bytes | bytearray, mode: int) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Write a new file whole or not at all; the name is taken in one step and only if it is free."""
+    temporary = None
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    except OSError as error:
-        raise KeyFileInvalid(f"{path}: cannot be written: {(error.strerror or 'i/o error').lower()}") from error
-    try:
-        try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        with open(descriptor, "wb", buffering=0) as out:  # noqa: PTH123  (a descriptor has no path)
             os.fchmod(descriptor, mode)
-            os.write(descriptor, text)
+            rest = memoryview(text)
+            while rest:
+                rest = rest[out.write(rest) :]
             os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        # link, not rename: the name is taken only if it is free, in one step
-        os.link(temporary, path)
+        os.link(temporary, path)  # not rename, which would replace
+        _sync_directory(path.parent)
     except FileExistsError as error:
         raise KeyFileInvalid(
             f"{path}: exists already",
             hint="keys are never overwritten; move the old file away first",
         ) from error
+    except OSError as error:
+        raise KeyFileInvalid(f"{path}: cannot be written: {(error.strerror or 'i/o error').lower()}") from error
     finally:
-        temporary.unlink(missing_ok=True)
-    _sync_directory(path.parent)
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
 
 
 def _sync_directory(directory: Path) -> None:

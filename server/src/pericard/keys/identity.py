@@ -30,6 +30,8 @@ _RECIPIENT = "pericard-recipient-v1"
 SEED_SIZE = 32
 _MLKEM_PUBLIC = 1184
 PUBLIC_SIZE = _MLKEM_PUBLIC + 32
+#: What wrapping adds to a secret: the ML-KEM ciphertext, the ephemeral X25519 key, the tag.
+WRAP_OVERHEAD = 1088 + 32 + 16
 _SUITE = hpke.Suite(hpke.KEM.MLKEM768_X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
 
 
@@ -64,8 +66,15 @@ class Recipient:
         write_public_file(path, _RECIPIENT, self.public, comment=comment)
 
     def wrap(self, secret: bytes | bytearray, *, info: bytes) -> bytes:
-        """Encrypt a short secret for this recipient, bound to ``info``."""
-        return _SUITE.encrypt(secret, self._key, info=info)
+        """Encrypt a short secret for this recipient, bound to ``info``.
+
+        Raises:
+            KeyFileInvalid: the public key is one that nobody can have made (its X25519 half is of low order).
+        """
+        try:
+            return _SUITE.encrypt(secret, self._key, info=info)
+        except ValueError as error:
+            raise KeyFileInvalid(f"recipient {self.id[:16]}: is not an X-Wing public key") from error
 
     def __str__(self) -> str:
         return encode_line(_RECIPIENT, self.public)
@@ -80,8 +89,9 @@ class Identity:
             raise KeyFileInvalid(f"identity: holds {len(seed)} bytes, wanted {SEED_SIZE}")
         expanded = take(hashlib.shake_256(seed).digest(96))
         try:
-            kem = mlkem.MLKEM768PrivateKey.from_seed_bytes(expanded[:64])
-            curve = x25519.X25519PrivateKey.from_private_bytes(expanded[64:])
+            parts = memoryview(expanded)  # a slice of the bytearray itself would be one more copy of the secret
+            kem = mlkem.MLKEM768PrivateKey.from_seed_bytes(parts[:64])
+            curve = x25519.X25519PrivateKey.from_private_bytes(parts[64:])
         finally:
             wipe(expanded)
         self._key = hpke.MLKEM768X25519PrivateKey(kem, curve)

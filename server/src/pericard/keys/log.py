@@ -12,7 +12,7 @@ from pathlib import Path
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
-from pericard.errors import BadSignature
+from pericard.errors import BadSignature, KeyFileInvalid
 from pericard.keys.files import (
     read_public_file,
     read_secret_file,
@@ -24,6 +24,7 @@ from pericard.keys.secrets import take, wipe
 _PRIVATE = "pericard-log-key-v1"
 _PUBLIC = "pericard-log-v1"
 SECRET_SIZE = 64
+PUBLIC_SIZE = 32
 
 
 class LogVerifier:
@@ -31,13 +32,15 @@ class LogVerifier:
 
     def __init__(self, public: bytes) -> None:
         """Take the 32-byte Ed25519 public key."""
+        if len(public) != PUBLIC_SIZE:
+            raise KeyFileInvalid(f"log verifier: holds {len(public)} bytes, wanted {PUBLIC_SIZE}")
         self.public = public
         self._key = ed25519.Ed25519PublicKey.from_public_bytes(public)
 
     @classmethod
     def read(cls, path: Path) -> LogVerifier:
         """Read ``log.pub``."""
-        return cls(read_public_file(path, _PUBLIC, 32))
+        return cls(read_public_file(path, _PUBLIC, PUBLIC_SIZE))
 
     def write(self, path: Path) -> None:
         """Write ``log.pub``."""
@@ -65,7 +68,10 @@ class LogKey:
 
     def __init__(self, secret: bytes | bytearray) -> None:
         """Take 64 bytes: Ed25519 seed, then the commitment key; the caller still owns and wipes them."""
-        self._key = ed25519.Ed25519PrivateKey.from_private_bytes(secret[:32])
+        if len(secret) != SECRET_SIZE:
+            raise KeyFileInvalid(f"log key: holds {len(secret)} bytes, wanted {SECRET_SIZE}")
+        # a slice of the bytearray itself would be one more copy of the secret
+        self._key = ed25519.Ed25519PrivateKey.from_private_bytes(memoryview(secret)[:32])
         self.commitment_key = bytearray(secret[32:])
         self.verifier = LogVerifier(self._key.public_key().public_bytes_raw())
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ed25519, mldsa
 
-from pericard.errors import BadSignature
+from pericard.errors import BadSignature, KeyFileInvalid
 from pericard.keys.files import (
     read_public_file,
     read_secret_file,
@@ -25,6 +25,7 @@ from pericard.keys.secrets import take, wipe
 
 ED25519 = 1
 ML_DSA_65 = 2
+SECRET_SIZE = 64
 SIGNATURE_SIZE = {ED25519: 64, ML_DSA_65: 3309}
 _NAMES = {ED25519: "Ed25519", ML_DSA_65: "ML-DSA-65"}
 _ED_PUBLIC = 32
@@ -59,6 +60,8 @@ class Publisher:
 
     def __init__(self, public: bytes) -> None:
         """Take both public keys, Ed25519 then ML-DSA-65 (1984 bytes)."""
+        if len(public) != _ED_PUBLIC + _ML_PUBLIC:
+            raise KeyFileInvalid(f"publisher: holds {len(public)} bytes, wanted {_ED_PUBLIC + _ML_PUBLIC}")
         self.public = public
         self.id = hashlib.sha256(public).hexdigest()
         ed, ml = public[:_ED_PUBLIC], public[_ED_PUBLIC:]
@@ -75,9 +78,9 @@ class Publisher:
         """Write ``publisher.pub``."""
         write_public_file(path, _PUBLIC, self.public, comment=f"public: publisher {self.id[:16]}; sites pin this")
 
-    def made(self, signatures: tuple[Signature, ...]) -> bool:
-        """Whether the signatures *claim* to be this publisher's (says nothing of their validity)."""
-        return {s.algorithm: s.key_id for s in signatures} == self._key_ids
+    def claimed(self, signatures: tuple[Signature, ...]) -> int:
+        """How many of the signatures *claim* to be this publisher's (says nothing of their validity)."""
+        return sum(self._key_ids.get(signature.algorithm) == signature.key_id for signature in signatures)
 
     def verify(self, domain: str, message: bytes, signatures: tuple[Signature, ...], *, subject: str) -> None:
         """Check that exactly both algorithms signed the message for this domain.
@@ -103,8 +106,11 @@ class PublisherKey:
 
     def __init__(self, seeds: bytes | bytearray) -> None:
         """Take both 32-byte seeds, Ed25519 then ML-DSA-65; the caller still owns and wipes them."""
-        self._ed = ed25519.Ed25519PrivateKey.from_private_bytes(seeds[:32])
-        self._ml = mldsa.MLDSA65PrivateKey.from_seed_bytes(seeds[32:])
+        if len(seeds) != SECRET_SIZE:
+            raise KeyFileInvalid(f"publisher key: holds {len(seeds)} bytes, wanted {SECRET_SIZE}")
+        parts = memoryview(seeds)  # a slice of a bytearray itself would be one more copy of the secret
+        self._ed = ed25519.Ed25519PrivateKey.from_private_bytes(parts[:32])
+        self._ml = mldsa.MLDSA65PrivateKey.from_seed_bytes(parts[32:])
         ed, ml = self._ed.public_key().public_bytes_raw(), self._ml.public_key().public_bytes_raw()
         self.publisher = Publisher(ed + ml)
         self._key_ids = {ED25519: _key_id(ED25519, ed), ML_DSA_65: _key_id(ML_DSA_65, ml)}
@@ -112,7 +118,7 @@ class PublisherKey:
     @classmethod
     def read(cls, path: Path) -> PublisherKey:
         """Read ``publisher.key``."""
-        seeds = read_secret_file(path, _PRIVATE, 64)
+        seeds = read_secret_file(path, _PRIVATE, SECRET_SIZE)
         try:
             return cls(seeds)
         finally:
@@ -121,7 +127,7 @@ class PublisherKey:
     @classmethod
     def generate(cls, path: Path) -> PublisherKey:
         """Make a new publisher key pair and write its private file."""
-        seeds = take(os.urandom(64))
+        seeds = take(os.urandom(SECRET_SIZE))
         try:
             made = cls(seeds)
             write_private_file(

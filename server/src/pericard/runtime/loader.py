@@ -15,7 +15,7 @@ from pericard.runtime import known_answers
 from pericard.runtime.backend import Array, Backend
 from pericard.runtime.exported import ExportedBackend, view_tensor
 from pericard.runtime.known_answers import Question
-from pericard.sealed import Artifact, Description, SealedModel, VerifiedModel, artifact
+from pericard.sealed import Artifact, Description, VerifiedModel, artifact
 from pericard.trust import Licence, Policy
 
 
@@ -98,12 +98,12 @@ class LoadedModel:
 
 
 def load(
-    source: SealedModel, identity: Identity, policy: Policy, *, device: str, now: int, memory_budget: int | None = None
+    model: VerifiedModel, identity: Identity, policy: Policy, *, device: str, now: int, memory_budget: int | None = None
 ) -> LoadedModel:
-    """Verify, accept, decrypt, attach, and ask the known questions.
+    """Accept, decrypt, attach, and ask the known questions.
 
     Args:
-        source: an opened sealed file; the caller closes it.
+        model: a sealed file whose signatures verified; the caller closes it.
         identity: who we are.
         policy: what this site accepts.
         device: ``cpu`` or ``cuda:N``.
@@ -113,7 +113,6 @@ def load(
     Raises:
         SealedModelError, TrustError, ModelError: it was refused; nothing of it is left in memory.
     """
-    model = source.verify(policy.publishers)
     licence = policy.accept(model, identity.recipient.id, now)
     size = model.manifest.payload.size
     if memory_budget is not None and size > memory_budget:

@@ -24,6 +24,7 @@ from pericard.tensors import DTYPES
 FORMAT = "pericard/artifact/v1"
 ALIGNMENT = 64
 ROLES = ("parameter", "buffer", "constant")
+ANSWER = "answer"
 _MAX_INDEX = 64 << 20
 _MAX_TENSORS = 1 << 17
 _MAX_KNOWN_ANSWERS = 64
@@ -112,9 +113,11 @@ def parse(data: memoryview, *, subject: str) -> Artifact:
     """
     try:
         (length,) = _LENGTH.unpack_from(data, 0)
+        if length > _MAX_INDEX:
+            raise ValueError(f"it claims {length} bytes")
         value = canonical.decode(bytes(data[_LENGTH.size : _LENGTH.size + length]), limit=_MAX_INDEX)
         return _artifact(value, _LENGTH.size + length, len(data))
-    except (ValueError, KeyError, TypeError, struct.error) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise MalformedModel(f"{subject}: the artifact's index is not valid: {error}") from error
 
 
@@ -176,17 +179,11 @@ def _artifact(value: Mapping[str, JSON], start: int, end: int) -> Artifact:
     graph = value["graph"]
     if graph.keys() != {"offset", "size"}:
         raise ValueError("graph has other fields than it should")
-    tensors = tuple(_tensor(item) for item in value["tensors"])
-    answers = tuple(
-        KnownAnswer(
-            tuple(_tensor(tensor) for tensor in item["inputs"]), tuple(_tensor(tensor) for tensor in item["outputs"])
-        )
-        for item in value["known_answers"]
-    )
-    if len(tensors) > _MAX_TENSORS or not 1 <= len(answers) <= _MAX_KNOWN_ANSWERS:
+    if len(value["tensors"]) > _MAX_TENSORS or not 1 <= len(value["known_answers"]) <= _MAX_KNOWN_ANSWERS:
         raise ValueError("it holds too many tensors, or no known answer")
-    names = [(tensor.role, tensor.name) for tensor in tensors]
-    if len(set(names)) != len(names):
+    tensors = tuple(_tensor(item, ROLES) for item in value["tensors"])
+    answers = tuple(_known_answer(item) for item in value["known_answers"])
+    if len({tensor.name for tensor in tensors}) != len(tensors):
         raise ValueError("two tensors have one name")
     answered = [tensor for answer in answers for tensor in (*answer.inputs, *answer.outputs)]
     parts = [(graph["offset"], graph["size"]), *((part.offset, part.size) for part in (*tensors, *answered))]
@@ -201,13 +198,22 @@ def _artifact(value: Mapping[str, JSON], start: int, end: int) -> Artifact:
     return Artifact((graph["offset"], graph["size"]), tensors, answers)
 
 
-def _tensor(item: dict[str, JSON]) -> Tensor:
+def _known_answer(item: dict[str, JSON]) -> KnownAnswer:
+    if item.keys() != {"inputs", "outputs"}:
+        raise ValueError("a known answer has other fields than it should")
+    return KnownAnswer(
+        tuple(_tensor(tensor, (ANSWER,)) for tensor in item["inputs"]),
+        tuple(_tensor(tensor, (ANSWER,)) for tensor in item["outputs"]),
+    )
+
+
+def _tensor(item: dict[str, JSON], roles: tuple[str, ...]) -> Tensor:
     if item.keys() != {"name", "role", "dtype", "shape", "offset", "size"}:
         raise ValueError("a tensor has other fields than it should")
     tensor = Tensor(item["name"], item["role"], item["dtype"], tuple(item["shape"]), item["offset"], item["size"])
     if not _TENSOR_NAME.fullmatch(tensor.name):
         raise ValueError("a tensor has a bad name")
-    if tensor.role not in (*ROLES, "answer") or tensor.dtype not in DTYPES:
+    if tensor.role not in roles or tensor.dtype not in DTYPES:
         raise ValueError(f"tensor {tensor.name}: bad role or type")
     if len(tensor.shape) > 16 or not all(type(n) is int and n >= 0 for n in tensor.shape):  # noqa: PLR2004
         raise ValueError(f"tensor {tensor.name}: bad shape")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
@@ -37,16 +38,19 @@ class SealedModel:
         """
         self.subject = path.name
         try:
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
+            # O_NONBLOCK: a named pipe in the file's place must be refused, not waited for
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
         except OSError as error:
             raise NotSealed(f"{path}: cannot be read: {(error.strerror or 'i/o error').lower()}") from error
         try:
             self._read()
         except BaseException:
-            os.close(self._descriptor)
+            self.close()
             raise
 
     def _read(self) -> None:
+        if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+            raise NotSealed(f"{self.subject}: is not a regular file")
         # (1) magic, lengths, limits
         lengths = layout.unpack_header(self._section(0, layout.HEADER.size), subject=self.subject)
         # (2) the three sections and the zeros behind them, as bytes; nothing is parsed as JSON
@@ -65,7 +69,10 @@ class SealedModel:
             raise MalformedModel(f"{self.subject}: the padding before the payload is not zero")
 
     def _section(self, offset: int, length: int) -> bytes:
-        data = os.pread(self._descriptor, length, offset)
+        try:
+            data = os.pread(self._descriptor, length, offset)
+        except OSError as error:
+            raise NotSealed(f"{self.subject}: cannot be read: {(error.strerror or 'i/o error').lower()}") from error
         if len(data) != length:
             if offset == 0:
                 raise NotSealed(f"{self.subject}: is not a sealed model: {len(data)} bytes")
@@ -102,21 +109,27 @@ class SealedModel:
         return VerifiedModel(self, publisher, found, digest, granted)
 
     def _publisher(self, publishers: Iterable[Publisher]) -> Publisher:
-        for publisher in publishers:
-            if publisher.made(self.signatures):
-                return publisher
-        raise UntrustedPublisher(
-            f"{self.subject}: was not signed by a publisher that this site pinned",
-            hint="compare the publisher's key with the vendor by another channel, then pin its publisher.pub",
-        )
+        # one whose signatures are not both there is told so by ``verify``, as a bad signature
+        closest = max(publishers, key=lambda publisher: publisher.claimed(self.signatures), default=None)
+        if closest is None or not closest.claimed(self.signatures):
+            raise UntrustedPublisher(
+                f"{self.subject}: was not signed by a publisher that this site pinned",
+                hint="compare the publisher's key with the vendor by another channel, then pin its publisher.pub",
+            )
+        return closest
 
     def read_chunk(self, offset: int, target: memoryview) -> None:
         """Read exactly ``len(target)`` payload bytes at a file offset.
 
         Raises:
-            CorruptPayload: the file became shorter.
+            CorruptPayload: the file became shorter, or cannot be read.
         """
-        if os.preadv(self._descriptor, [target], offset) != len(target):
+        try:
+            length = os.preadv(self._descriptor, [target], offset)
+        except OSError as error:
+            reason = (error.strerror or "i/o error").lower()
+            raise CorruptPayload(f"{self.subject}: its payload cannot be read: {reason}") from error
+        if length != len(target):
             raise CorruptPayload(f"{self.subject}: ends inside its payload")
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ from pericard import canonical
 from pericard.canonical import JSON
 from pericard.errors import BadGrant
 from pericard.keys import Identity, Publisher, PublisherKey, Recipient, Signature
+from pericard.keys.identity import WRAP_OVERHEAD
 from pericard.sealed.layout import GRANT_DOMAIN, MAX_GRANT, pack_grant
 from pericard.sealed.payload import FILE_KEY_SIZE
 
@@ -49,12 +50,9 @@ class Grant:
         """The file key; the caller wipes it.
 
         Raises:
-            BadGrant: the identity is another one, or what it holds is not a file key.
+            BadGrant: it was not wrapped for this identity and these terms.
         """
-        key = identity.unwrap(self.wrapped_key, info=_info(self))
-        if len(key) != FILE_KEY_SIZE:
-            raise BadGrant(f"grant for {self.recipient[:16]}: holds {len(key)} bytes, wanted {FILE_KEY_SIZE}")
-        return key
+        return identity.unwrap(self.wrapped_key, info=_info(self))
 
 
 def make(
@@ -115,11 +113,18 @@ def _parse(value: dict[str, JSON]) -> Grant:
     for name in ("recipient", "manifest"):
         if not isinstance(value[name], str) or not _HEX.fullmatch(value[name]):
             raise BadGrant(f"grant: has a bad {name}")
-    try:
-        wrapped = base64.b64decode(str(value["wrapped_key"]), validate=True)
-    except binascii.Error as error:
-        raise BadGrant("grant: has a bad wrapped_key") from error
+    wrapped = _wrapped(value["wrapped_key"])
     return Grant(value["recipient"], value["manifest"], not_before, not_after, grace_days, wrapped)
+
+
+def _wrapped(text: JSON) -> bytes:
+    try:
+        wrapped = binascii.a2b_base64(text.encode("ascii"), strict_mode=True) if isinstance(text, str) else b""
+    except ValueError as error:
+        raise BadGrant("grant: has a bad wrapped_key") from error
+    if len(wrapped) != FILE_KEY_SIZE + WRAP_OVERHEAD:
+        raise BadGrant("grant: has a bad wrapped_key")
+    return wrapped
 
 
 def _fields(grant: Grant) -> dict[str, JSON]:

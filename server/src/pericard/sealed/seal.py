@@ -16,12 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from pericard.errors import BadGrant, SealedModelError, UnsupportedModel
+from pericard.errors import BadGrant, NotWritten, SealedModelError, UnsupportedModel
 from pericard.keys import PublisherKey, Recipient, take, wipe
 from pericard.sealed import grant as grants
 from pericard.sealed import layout, manifest
 from pericard.sealed.manifest import Description, Manifest, Payload
 from pericard.sealed.payload import FILE_ID_SIZE, FILE_KEY_SIZE, ChunkCipher, rechunk
+
+
+#: Recipients of one file; more of them get detached grants.
+MAX_TERMS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +72,11 @@ def seal(
 
     Raises:
         UnsupportedModel: the description or the artifact cannot be sealed.
-        BadGrant: no terms, or bad dates.
-        SealedModelError: the file cannot be written.
+        BadGrant: no terms, too many, or bad dates.
+        NotWritten: the file cannot be written.
     """
-    if not terms:
-        raise BadGrant(f"{path.name}: needs at least one recipient")
+    if not 1 <= len(terms) <= MAX_TERMS:
+        raise BadGrant(f"{path.name}: needs 1 to {MAX_TERMS} recipients, got {len(terms)}")
     size, parts = artifact
     file_key, file_id = take(os.urandom(FILE_KEY_SIZE)), os.urandom(FILE_ID_SIZE)
     try:
@@ -89,7 +93,7 @@ def seal(
             ciphertext.seek(0)
             _write(path, header, ciphertext)
     except OSError as error:
-        raise SealedModelError(f"{path}: cannot be written: {(error.strerror or 'i/o error').lower()}") from error
+        raise NotWritten(f"{path}: cannot be written: {(error.strerror or 'i/o error').lower()}") from error
     finally:
         wipe(file_key)
     return Sealed(made, digest)
@@ -104,11 +108,13 @@ def _encrypt(cipher: ChunkCipher, parts: Iterable[bytes | memoryview], size: int
 
 def _checked(made: Manifest, path: Path) -> bytes:
     """Encode, then read back as any site will: what we cannot open, we do not write."""
-    encoded = made.encode()
     try:
+        encoded = made.encode()
         manifest.parse(encoded, subject=path.name)
     except SealedModelError as error:
         raise UnsupportedModel(error.message, hint="check the model's description") from error
+    except (ValueError, OverflowError) as error:
+        raise UnsupportedModel(f"{path.name}: the manifest {error}", hint="check the model's description") from error
     return encoded
 
 

@@ -21,6 +21,7 @@ from pericard.sealed import Grant, VerifiedModel
 from pericard.trust.state import TrustState
 
 _DAY = 86400
+_LAST_DATE = 253402300799  # 9999-12-31T23:59:59Z; a grant may last longer, a date cannot be written
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,4 +120,4 @@ class Policy:
 
 
 def _date(moment: int) -> str:
-    return datetime.fromtimestamp(moment, UTC).date().isoformat()
+    return datetime.fromtimestamp(min(moment, _LAST_DATE), UTC).date().isoformat()

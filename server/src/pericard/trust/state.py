@@ -50,7 +50,7 @@ class TrustState:
             floors, latest = value["floors"], value["latest_time"]
             if value.keys() != {"format", "floors", "latest_time"} or value["format"] != _FORMAT:
                 raise ValueError("has other fields than it should")
-            if type(latest) is not int or not isinstance(floors, dict):
+            if type(latest) is not int or latest < 0 or not isinstance(floors, dict):
                 raise ValueError("has a bad field")
             if not all(_KEY.fullmatch(key) and type(floor) is int and floor >= 0 for key, floor in floors.items()):
                 raise ValueError("has a bad floor")
@@ -64,7 +64,7 @@ class TrustState:
     @property
     def digest(self) -> str:
         """SHA-256 of the state, hex."""
-        return hashlib.sha256(self._encode()).hexdigest()
+        return hashlib.sha256(_encode(self._floors, self.latest_time)).hexdigest()
 
     def floor(self, publisher: str, model: str) -> int:
         """The lowest sequence that is still accepted; 0 if none was withdrawn."""
@@ -73,27 +73,25 @@ class TrustState:
     def raise_floor(self, publisher: str, model: str, floor: int) -> None:
         """Remember a floor, durably, if it is higher than the one known."""
         if floor > self.floor(publisher, model):
-            self._floors[f"{publisher}/{model}"] = floor
-            self._save()
+            self._save(self._floors | {f"{publisher}/{model}": floor}, self.latest_time)
 
     def raise_time(self, now: int) -> None:
         """Remember a time, durably, if it is later than the one known."""
         if now > self.latest_time:
-            self.latest_time = now
-            self._save()
+            self._save(self._floors, now)
 
-    def _encode(self) -> bytes:
-        floors: dict[str, JSON] = dict(self._floors)
-        return canonical.encode({"format": _FORMAT, "floors": floors, "latest_time": self.latest_time})
-
-    def _save(self) -> None:
+    def _save(self, floors: dict[str, int], latest_time: int) -> None:
+        """Write, then believe: what could not be made durable is not remembered either, and is tried again."""
+        temporary = None
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self._path.parent, prefix=".trust.", delete=False) as out:
-                out.write(self._encode())
+            descriptor, temporary = tempfile.mkstemp(dir=self._path.parent, prefix=".trust.")
+            with open(descriptor, "wb") as out:  # noqa: PTH123  (a descriptor has no path)
+                out.write(_encode(floors, latest_time))
                 out.flush()
                 os.fsync(out.fileno())
-            Path(out.name).replace(self._path)
+            Path(temporary).replace(self._path)
+            temporary = None
             directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 os.fsync(directory)
@@ -103,3 +101,12 @@ class TrustState:
             raise TrustStateInvalid(
                 f"{self._path}: cannot be written: {(error.strerror or 'i/o error').lower()}"
             ) from error
+        finally:
+            if temporary is not None:
+                Path(temporary).unlink(missing_ok=True)
+        self._floors, self.latest_time = dict(floors), latest_time
+
+
+def _encode(floors: dict[str, int], latest_time: int) -> bytes:
+    value: dict[str, JSON] = {"format": _FORMAT, "floors": dict(floors), "latest_time": latest_time}
+    return canonical.encode(value)

@@ -1,0 +1,11 @@
+"""Who may: principals, permissions, credentials.
+
+Rules of this room: a credential is 256 random bits; only a keyed hash of it is stored; comparing takes constant time; a
+caller that is refused learns nothing but that. Permissions are operations × model patterns, and what is not granted
+is denied. Nothing here knows HTTP, and nothing here reaches a model or a model's key.
+"""
+
+from pericard.auth.principal import OPERATIONS, Principal, require
+from pericard.auth.tokens import Issued, TokenFile, TokenRecord
+
+__all__ = ["OPERATIONS", "Issued", "Principal", "TokenFile", "TokenRecord", "require"]

@@ -1,0 +1,212 @@
+"""API tokens: made by command, kept as keyed hashes, looked up by id, compared in constant time.
+
+A token is ``pcd_<id>_<secret>``: ten characters of id, 43 of base64url (256 bits). The file holds HMAC-SHA256 of the
+whole token under a key of its own (``tokens.key``, mode 0600, beside it), so neither file alone lets a guess be
+tested. The file is replaced atomically under a lock and read again when it changed.
+"""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import hmac
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from pericard.auth.principal import OPERATIONS, Principal
+from pericard.errors import ConfigError, Unauthenticated
+
+_TOKEN = re.compile(r"pcd_([a-z2-7]{10})_[A-Za-z0-9_-]{43}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
+_PATTERN = re.compile(r"[a-z0-9*?][a-z0-9._*?-]{0,63}")
+_KEY_SIZE = 32
+_RECHECK_SECONDS = 1.0
+_NOBODY = bytes(32)
+
+
+class TokenRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is kept of one token; times are Unix seconds."""
+
+    id: str
+    name: str
+    hash: str
+    operations: tuple[str, ...]
+    models: tuple[str, ...]
+    created: int
+    expires: int
+
+
+class _Contents(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    format: str
+    tokens: tuple[TokenRecord, ...]
+
+
+class Issued(NamedTuple):
+    """A new token, shown once, and what is kept of it."""
+
+    token: str
+    record: TokenRecord
+
+
+_FORMAT = "pericard/tokens/v1"
+
+
+class TokenFile:
+    """The site's tokens."""
+
+    def __init__(self, path: Path) -> None:
+        """Use a token file; it is made by the first :meth:`create`."""
+        self._path = path
+        self._key_path = path.with_suffix(".key")
+        self._records: dict[str, TokenRecord] = {}
+        self._key = b""
+        self._seen: tuple[int, int, int] | None = None
+        self._checked = float("-inf")
+
+    def authenticate(self, token: str) -> Principal:
+        """The principal that a token stands for.
+
+        Raises:
+            Unauthenticated: it is not a token of this site, or it ended; the caller cannot tell which.
+        """
+        self._refresh()
+        match = _TOKEN.fullmatch(token)
+        record = self._records.get(match[1]) if match else None
+        # the same work for an unknown id, so that time does not tell which ids exist
+        expected = bytes.fromhex(record.hash) if record else _NOBODY
+        same = hmac.compare_digest(self._hash(token), expected)
+        if not same or record is None or time.time() >= record.expires:
+            raise Unauthenticated(
+                "credential: is not valid", hint="send Authorization: Bearer <token>; the operator makes tokens"
+            )
+        return Principal(record.name, record.id, frozenset(record.operations), record.models)
+
+    def records(self) -> list[TokenRecord]:
+        """All tokens that are kept, oldest first."""
+        self._load()
+        return sorted(self._records.values(), key=lambda record: record.created)
+
+    def create(self, name: str, *, operations: tuple[str, ...], models: tuple[str, ...], days: int) -> Issued:
+        """Make a token.
+
+        Raises:
+            ConfigError: a name, operation or pattern is not allowed, or the file cannot be written.
+        """
+        if not _NAME.fullmatch(name):
+            raise ConfigError(f"token name {name!r}: use letters, digits, dot, dash, underscore or @, at most 64")
+        if not operations or not set(operations) <= set(OPERATIONS):
+            raise ConfigError(f"token {name}: operations must be some of {', '.join(OPERATIONS)}")
+        if not models or not all(_PATTERN.fullmatch(pattern) for pattern in models):
+            raise ConfigError(
+                f"token {name}: needs model names or patterns", hint="--model ecg-anomaly, or --model '*'"
+            )
+        if not 1 <= days <= 3660:  # noqa: PLR2004  (ten years)
+            raise ConfigError(f"token {name}: must last 1 to 3660 days")
+        now = int(time.time())
+        with self._locked():
+            self._make_key()
+            self._load()
+            token_id = base64.b32encode(os.urandom(7)).decode("ascii").lower()[:10]
+            secret = base64.urlsafe_b64encode(os.urandom(32)).decode("ascii").rstrip("=")
+            token = f"pcd_{token_id}_{secret}"
+            record = TokenRecord(
+                token_id, name, self._hash(token).hex(), tuple(sorted(set(operations))), models, now, now + days * 86400
+            )
+            self._write({**self._records, token_id: record})
+        return Issued(token, record)
+
+    def revoke(self, token_id: str) -> TokenRecord:
+        """Remove a token by its id.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        with self._locked():
+            self._load()
+            record = self._records.get(token_id)
+            if record is None:
+                raise ConfigError(f"token {token_id!r}: there is none", hint="pericard token list shows the ids")
+            self._write({key: kept for key, kept in self._records.items() if key != token_id})
+        return record
+
+    def _hash(self, token: str) -> bytes:
+        return hmac.digest(self._key or _NOBODY, token.encode("utf-8", "replace"), "sha256")
+
+    def _refresh(self) -> None:
+        """Read the file again if it changed; looks at most once a second."""
+        now = time.monotonic()
+        if now - self._checked < _RECHECK_SECONDS:
+            return
+        self._checked = now
+        try:
+            found = self._path.stat()
+        except OSError:
+            self._records, self._seen = {}, None
+            return
+        seen = (found.st_ino, found.st_mtime_ns, found.st_size)
+        if seen != self._seen:
+            try:
+                self._load()
+            except ConfigError:
+                self._records = {}  # a damaged file lets nobody in
+            self._seen = seen
+
+    def _load(self) -> None:
+        try:
+            contents = msgspec.json.decode(self._path.read_bytes(), type=_Contents)
+            self._key = self._key_path.read_bytes()
+        except FileNotFoundError:
+            self._records = {}
+            return
+        except (OSError, msgspec.DecodeError) as error:
+            raise ConfigError(f"{self._path}: cannot be read as a token file") from error
+        if contents.format != _FORMAT or len(self._key) != _KEY_SIZE:
+            raise ConfigError(f"{self._path}: is not a token file, or its key is damaged")
+        self._records = {record.id: record for record in contents.tokens}
+
+    def _make_key(self) -> None:
+        try:
+            descriptor = os.open(self._key_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except FileExistsError:
+            self._key = self._key_path.read_bytes()
+            return
+        self._key = os.urandom(_KEY_SIZE)
+        try:
+            os.write(descriptor, self._key)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _write(self, records: dict[str, TokenRecord]) -> None:
+        contents = _Contents(_FORMAT, tuple(sorted(records.values(), key=lambda record: record.created)))
+        with tempfile.NamedTemporaryFile(dir=self._path.parent, prefix=".tokens.", delete=False) as out:
+            out.write(msgspec.json.format(msgspec.json.encode(contents)) + b"\n")
+            out.flush()
+            os.fsync(out.fileno())
+        Path(out.name).replace(self._path)
+        self._records = records
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            reason = (error.strerror or "i/o error").lower()
+            raise ConfigError(f"{self._path}: cannot be written: {reason}") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        except OSError as error:
+            reason = (error.strerror or "i/o error").lower()
+            raise ConfigError(f"{self._path}: cannot be written: {reason}") from error
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,34 @@
+"""``pericard serve``: the daemon."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("/etc/pericard/server.yaml"),
+    show_default=True,
+    help="The configuration file.",
+)
+@click.option("--check", is_flag=True, help="Check the configuration and stop.")
+@click.option("--inline", is_flag=True, help="One process, for debugging; loopback only.")
+def serve(config: Path, check: bool, inline: bool) -> None:
+    """Serve sealed models: verified, decrypted to memory only, authenticated, audited."""
+    from pericard import settings
+
+    found = settings.load(config)
+    if check:
+        click.echo(f"{config}: is a valid configuration", err=True)
+        return
+    logging.basicConfig(format="pericard: %(levelname)s: %(message)s", level=logging.WARNING)
+    if inline:
+        from pericard.daemon import inline as daemon
+    else:
+        from pericard.daemon import supervisor as daemon  # type: ignore[no-redef]
+    daemon.run(found, announce=lambda line: click.echo(f"pericard: {line}", err=True))

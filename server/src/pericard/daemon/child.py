@@ -1,0 +1,131 @@
+"""The entry of a child process: ``python -I -m pericard.daemon.child ROLE PARENT CONTROL VALUES [LISTENER]``.
+
+The last arguments are descriptor numbers. Hardening comes before a value is read, and torch is imported after it.
+Values come through a pipe: a u32 length, JSON, and for the engine the identity's seed and the log key's secret.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import socket
+import struct
+import sys
+
+import msgspec
+
+from pericard import hardening
+from pericard.errors import PericardError, PipeError
+from pericard.keys import Identity, LogKey, wipe
+from pericard.keys.identity import SEED_SIZE
+from pericard.keys.log import SECRET_SIZE
+
+_LENGTH = struct.Struct("<I")
+_MAX_VALUES = 1 << 20
+_TICK_SECONDS = 30.0
+_CONTROL_SIZE = 64
+
+
+def main(arguments: list[str]) -> int:
+    """Run one child; the exit status."""
+    role, parent, control_fd, values_fd, *rest = arguments
+    hardening.die_with_parent(int(parent))
+    hardening.harden()
+    logging.basicConfig(format=f"pericard {role}: %(levelname)s: %(message)s", level=logging.WARNING)
+    control = socket.socket(fileno=int(control_fd))
+    try:
+        if role == "engine":
+            _engine(control, int(values_fd))
+        else:
+            _edge(control, int(values_fd), socket.socket(fileno=int(rest[0])))
+    except PericardError as error:
+        say(control, {"failed": {"code": error.code, "message": error.message, "hint": error.hint}})
+        return 1
+    return 0
+
+
+def say(control: socket.socket, message: dict[str, object]) -> None:
+    """Tell the supervisor; if it is gone, the kernel is about to end us anyway."""
+    try:
+        control.setblocking(True)
+        control.send(json.dumps(message).encode())
+    except OSError:
+        return
+
+
+def _engine(control: socket.socket, values_fd: int) -> None:
+    from pericard.engine.values import EngineValues  # noqa: PLC0415  (after hardening)
+
+    text, secrets = _read_values(values_fd, SEED_SIZE + SECRET_SIZE)
+    values = msgspec.json.decode(text, type=EngineValues)
+    seed, secret = bytearray(secrets[:SEED_SIZE]), bytearray(secrets[SEED_SIZE:])
+    wipe(secrets)
+    try:
+        identity, log_key = Identity(seed), LogKey(secret)
+    finally:
+        wipe(seed)
+        wipe(secret)
+    from pericard.engine.main import Engine  # noqa: PLC0415  (brings torch, after hardening)
+
+    engine = Engine(values, identity, log_key)
+    del identity  # the models are open; nothing here needs it again
+    engine.start(lambda: os._exit(70))
+    say(control, {"ready": engine.serving})
+    control.settimeout(_TICK_SECONDS)
+    while True:
+        try:
+            message, descriptors, _, _ = socket.recv_fds(control, _CONTROL_SIZE, 1)
+        except TimeoutError:
+            engine.tick()
+            continue
+        if message == b"pipe" and descriptors:
+            engine.attach(socket.socket(fileno=descriptors[0]))
+        elif message == b"stop":
+            engine.stop()
+            return
+        elif message == b"":
+            os._exit(1)  # the supervisor is gone
+
+
+def _edge(control: socket.socket, values_fd: int, listener: socket.socket) -> None:
+    from pericard.edge.main import Edge  # noqa: PLC0415  (after hardening)
+    from pericard.edge.values import EdgeValues  # noqa: PLC0415
+
+    text, _ = _read_values(values_fd, 0)
+    edge = Edge(msgspec.json.decode(text, type=EdgeValues))
+    say(control, {"ready": "edge"})
+
+    async def serve() -> None:
+        await edge.serve(listener, control)
+
+    import uvloop  # noqa: PLC0415
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve())
+
+
+def _read_values(descriptor: int, secret_size: int) -> tuple[bytes, bytearray]:
+    (length,) = _LENGTH.unpack(_read_exactly(descriptor, _LENGTH.size))
+    if length > _MAX_VALUES:
+        raise PipeError("values: are larger than allowed")
+    text = bytes(_read_exactly(descriptor, length))
+    secrets = _read_exactly(descriptor, secret_size)
+    os.close(descriptor)
+    return text, secrets
+
+
+def _read_exactly(descriptor: int, size: int) -> bytearray:
+    buffer = bytearray(size)
+    view = memoryview(buffer)
+    while view:
+        read = os.readv(descriptor, [view])
+        if not read:
+            raise PipeError("values: ended early")
+        view = view[read:]
+    return buffer
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,59 @@
+"""``--inline``: engine and edge in one process, for debugging; same rooms, same pipe, no isolation.
+
+It refuses to listen beyond loopback, since the process that parses the network then also holds weights and keys.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import uvloop
+
+from pericard import hardening
+from pericard.daemon import values
+from pericard.edge.main import Edge
+from pericard.engine.main import Engine
+from pericard.errors import ConfigError
+from pericard.keys import Identity, LogKey, wipe
+from pericard.settings import Settings, is_loopback
+from pericard.unlock import source_for
+
+
+def run(settings: Settings, *, announce: Callable[[str], None]) -> None:
+    """Run until SIGTERM or SIGINT.
+
+    Raises:
+        PericardError: it could not start, or was asked to listen beyond loopback.
+    """
+    if not is_loopback(settings.listen.host):
+        raise ConfigError(
+            f"listen.host: {settings.listen.host} is not loopback, which --inline needs", hint="leave --inline out"
+        )
+    hardening.harden()
+    seed = source_for(settings.identity.unlock, Path(settings.identity.path)).seed()
+    try:
+        identity = Identity(seed)
+    finally:
+        wipe(seed)
+    listener = values.listen(settings)
+    engine = Engine(values.engine_values(settings), identity, LogKey.read(Path(settings.audit.key)))
+    engine.start(lambda: os._exit(70))
+    try:
+        edge = Edge(values.edge_values(settings))
+        ours, theirs = socket.socketpair()
+        engine.attach(ours)
+
+        async def serve() -> None:
+            await edge.link.attach(theirs)
+            announce(f"serving {engine.serving} on {values.url(settings, listener)} (inline)")
+            await edge.serve(listener)
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve())
+    finally:
+        engine.stop()
+        listener.close()

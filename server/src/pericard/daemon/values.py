@@ -1,0 +1,72 @@
+"""Settings → values: what each child is told."""
+
+from __future__ import annotations
+
+import socket
+
+from pericard import __version__
+from pericard.edge.values import EdgeValues
+from pericard.engine.values import EngineValues
+from pericard.errors import ConfigError
+from pericard.settings import Settings
+
+
+def engine_values(settings: Settings) -> EngineValues:
+    """What an engine needs to know."""
+    engine = settings.engine
+    return EngineValues(
+        models=settings.models,
+        publishers=settings.publishers,
+        trust_state=settings.trust_state,
+        audit_directory=settings.audit.directory,
+        device=engine.device,
+        threads=engine.threads,
+        memory_budget=engine.memory_budget,
+        queue=engine.queue,
+        version=__version__,
+    )
+
+
+def edge_values(settings: Settings) -> EdgeValues:
+    """What an edge needs to know."""
+    limits, tls = settings.limits, settings.tls
+    return EdgeValues(
+        version=__version__,
+        tokens=settings.tokens,
+        body_bytes=limits.body_bytes,
+        body_seconds=limits.body_seconds,
+        answer_seconds=limits.answer_seconds,
+        header_bytes=limits.header_bytes,
+        items=limits.items,
+        connections=limits.connections,
+        drain_seconds=limits.drain_seconds,
+        certificate=tls.certificate if tls else None,
+        key=tls.key if tls else None,
+        minimum_version=tls.minimum_version if tls else "1.3",
+    )
+
+
+def listen(settings: Settings) -> socket.socket:
+    """Bind the listening socket.
+
+    Raises:
+        ConfigError: the address is not ours or is taken.
+    """
+    host, port = settings.listen.host, settings.listen.port
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+        sock.listen(1024)
+    except OSError as error:
+        sock.close()
+        reason = (error.strerror or str(error)).lower()
+        raise ConfigError(f"listen: cannot bind {host} port {port}: {reason}") from error
+    return sock
+
+
+def url(settings: Settings, listener: socket.socket) -> str:
+    """Where the server can be reached."""
+    host = settings.listen.host
+    return f"{'https' if settings.tls else 'http'}://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"

@@ -1,0 +1,124 @@
+"""The FastAPI entrance: declares the routes, makes a head and a body reader, and calls the answer function.
+
+FastAPI's own parsing, validation and error handling are not used: what it would answer, it would answer differently
+from every other entrance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI, Request
+from fastapi import Response as HttpResponse
+from starlette.requests import ClientDisconnect
+
+from pericard.edge.answer import OPEN, ROUTES, Answerer, Route
+from pericard.edge.http import Head
+from pericard.edge.limits import read_body
+from pericard.edge.problems import STATUS
+
+_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"]
+
+
+def create_app(answerer: Answerer, *, version: str) -> FastAPI:
+    """The application: every declared route, and one for everything else, all through the answer function."""
+    app = FastAPI(
+        title="Pericard",
+        version=version,
+        description="Sealed models behind authentication and evidence. See docs/spec/http-api.md.",
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    endpoint = _endpoint(answerer)
+    for route in ROUTES:
+        app.add_api_route(
+            route.path,
+            endpoint,
+            methods=[route.method],
+            name=f"{route.method} {route.path}",
+            summary=route.summary,
+            openapi_extra=_openapi(route),
+            response_model=None,
+            operation_id=f"{route.method.lower()}{route.path.replace('/', '_').replace('{name}', 'name')}",
+        )
+    app.add_api_route("/{rest:path}", endpoint, methods=_METHODS, include_in_schema=False, response_model=None)
+    return app
+
+
+def _endpoint(answerer: Answerer) -> Callable[[Request], Awaitable[HttpResponse]]:
+    async def endpoint(request: Request) -> HttpResponse:
+        headers: dict[str, str] = {}
+        for raw_name, raw_value in request.scope["headers"]:
+            name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+        path = request.scope.get("raw_path") or request.scope["path"].encode()
+        address = request.client.host if request.client else ""
+        head = Head(request.method, path.decode("latin-1"), headers, address)
+        try:
+            answered = await answerer.answer(head, lambda: read_body(request.stream(), answerer.limits))
+        except ClientDisconnect:
+            return HttpResponse(status_code=400)  # nobody is there to read it
+        return HttpResponse(content=answered.body, status_code=answered.status, headers=dict(answered.headers))
+
+    return endpoint
+
+
+# --- the description: /predict by hand, the rest by name -----------------------------------------------------------
+
+_PROBLEM = {"$ref": "#/components/schemas/Problem"}
+
+
+class _Problem(msgspec.Struct):
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    request_id: str
+    hint: str | None = None
+
+
+def _openapi(route: Route) -> dict[str, Any]:
+    extra: dict[str, Any] = {"security": [] if route.permission == OPEN else [{"bearer": []}]}
+    if route.permission != OPEN:
+        extra["x-permission"] = route.permission
+    if route.path == "/predict":
+        extra["requestBody"] = {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": {
+                        "type": "object",
+                        "additionalProperties": False,
+                        "required": ["inputs"],
+                        "properties": {
+                            "model": {"type": "string"},
+                            "inputs": {"type": "array", "description": "one item, or a list of items"},
+                            "sampling_rate": {"type": "number", "description": "Hz"},
+                            "unit": {"type": "string"},
+                            "leads": {"type": "array", "items": {"type": "string"}},
+                        },
+                    }
+                }
+            },
+        }
+    statuses = sorted({str(status) for status in STATUS.values()} - {"500"})
+    extra["responses"] = {
+        status: {"description": "problem", "content": {"application/problem+json": {"schema": _PROBLEM}}}
+        for status in statuses
+    }
+    return extra
+
+
+def openapi(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document, with the problem schema and the security scheme."""
+    document = app.openapi()
+    (_, components) = msgspec.json.schema_components([_Problem], ref_template="#/components/schemas/{name}")
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    schemas["Problem"] = components["_Problem"] | {"title": "Problem"}
+    document["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
+    return document

@@ -1,0 +1,113 @@
+"""One edge process: uvicorn on an inherited socket, and a control socket to the supervisor.
+
+The supervisor hands over the engine's pipe, and a new one whenever the engine came back; it asks for a reload of the
+certificate or for a stop; and when it is gone, the edge ends at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl
+from pathlib import Path
+
+import uvicorn
+
+from pericard.auth import TokenFile
+from pericard.edge.answer import Answerer
+from pericard.edge.app import create_app
+from pericard.edge.limits import Limits
+from pericard.edge.values import EdgeValues
+from pericard.errors import ConfigError
+from pericard.pipe import EngineLink
+
+_KEEP_ALIVE_SECONDS = 75
+_BACKLOG = 1024
+_CONTROL_SIZE = 64
+
+
+class Edge:
+    """Everything that one edge process holds."""
+
+    def __init__(self, values: EdgeValues) -> None:
+        """Build the application and the TLS context.
+
+        Raises:
+            ConfigError: the certificate or its key cannot be used.
+        """
+        self._values = values
+        self.link = EngineLink()
+        answerer = Answerer(self.link, TokenFile(Path(values.tokens)), _limits(values), version=values.version)
+        context = _tls(values)
+        self._tls = context
+        config = uvicorn.Config(
+            create_app(answerer, version=values.version),
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,  # an address is what the kernel says it is
+            server_header=False,
+            backlog=_BACKLOG,
+            limit_concurrency=values.connections,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=int(values.drain_seconds),
+            ssl_context_factory=None if context is None else lambda *_: context,
+        )
+        self.server = uvicorn.Server(config)
+
+    async def serve(self, listener: socket.socket, control: socket.socket | None = None) -> None:
+        """Serve until asked to stop."""
+        if control is not None:
+            control.setblocking(False)
+            asyncio.get_running_loop().add_reader(control.fileno(), self._control, control)
+        await self.server.serve(sockets=[listener])
+        self.link.close()
+
+    def reload(self) -> None:
+        """Use a new certificate for new connections; a bad one leaves the old one in use."""
+        if self._tls is not None:
+            _load(self._tls, self._values)
+
+    def _control(self, control: socket.socket) -> None:
+        try:
+            message, descriptors, _, _ = socket.recv_fds(control, _CONTROL_SIZE, 1)
+        except BlockingIOError:
+            return
+        except OSError:
+            message, descriptors = b"", []
+        if message == b"pipe" and descriptors:
+            task = asyncio.ensure_future(self.link.attach(socket.socket(fileno=descriptors[0])))
+            task.add_done_callback(lambda done: done.exception())
+        elif message == b"reload":
+            self.reload()
+        elif message == b"stop":
+            self.server.should_exit = True
+        else:
+            os._exit(1)  # the supervisor is gone, and with it everything that answers could rest on
+
+
+def _limits(values: EdgeValues) -> Limits:
+    return Limits(values.body_bytes, values.body_seconds, values.answer_seconds, values.header_bytes, values.items)
+
+
+def _tls(values: EdgeValues) -> ssl.SSLContext | None:
+    if values.certificate is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2 if values.minimum_version == "1.2" else ssl.TLSVersion.TLSv1_3
+    _load(context, values)
+    return context
+
+
+def _load(context: ssl.SSLContext, values: EdgeValues) -> None:
+    try:
+        context.load_cert_chain(str(values.certificate), values.key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"tls: certificate {values.certificate} and its key cannot be used",
+            hint="both are PEM files, and the key must belong to the certificate",
+        ) from error

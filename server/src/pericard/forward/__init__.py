@@ -1,0 +1,11 @@
+"""Audit records on their way out: from the log, behind a durable cursor, to a collector.
+
+Rules of this room: the log is the queue; delivery is at least once and duplicates are told apart by index; the cursor
+moves only after the sink took a record. Nothing here reaches a key, a model or a weight, and nothing here writes the
+log.
+"""
+
+from pericard.forward.cursor import Cursor
+from pericard.forward.lines import send_lines
+
+__all__ = ["Cursor", "send_lines"]

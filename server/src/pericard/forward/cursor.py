@@ -1,0 +1,46 @@
+"""How far the forwarder came: one number in a file, replaced atomically."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from pericard.errors import ConfigError
+
+_LONGEST = 20
+
+
+class Cursor:
+    """The index of the next record to send."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the cursor; a missing file means the beginning.
+
+        Raises:
+            ConfigError: the file is not a cursor.
+        """
+        self._path = path
+        try:
+            text = path.read_text(encoding="ascii").strip()
+        except FileNotFoundError:
+            text = "0"
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: cannot be read as a cursor") from error
+        if not text.isdigit() or len(text) > _LONGEST:
+            raise ConfigError(
+                f"{path}: is not a cursor", hint="it holds one number; remove it to send everything again"
+            )
+        self.position = int(text)
+
+    def advance(self, position: int) -> None:
+        """Remember durably that everything before ``position`` was taken."""
+        try:
+            with tempfile.NamedTemporaryFile(dir=self._path.parent, prefix=".cursor.", delete=False) as out:
+                out.write(f"{position}\n".encode("ascii"))
+                out.flush()
+                os.fsync(out.fileno())
+            Path(out.name).replace(self._path)
+        except OSError as error:
+            raise ConfigError(f"{self._path}: cannot be written: {(error.strerror or 'i/o error').lower()}") from error
+        self.position = position

@@ -1,0 +1,39 @@
+"""The simplest sink: JSON lines to a stream, flushed before the cursor moves."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from pathlib import Path
+from typing import BinaryIO
+
+from pericard.audit import records
+from pericard.forward.cursor import Cursor
+
+_GROUP = 256
+_POLL_SECONDS = 0.5
+
+
+def send_lines(directory: Path, cursor_path: Path, out: BinaryIO, *, follow: bool) -> None:
+    """Write every record from the cursor on, one JSON object a line.
+
+    Args:
+        directory: the log's directory.
+        cursor_path: where the cursor is kept.
+        out: a stream; what it took and flushed counts as sent.
+        follow: keep waiting for new records instead of returning at the end.
+    """
+    cursor = Cursor(cursor_path)
+    while True:
+        group = list(itertools.islice(records(directory, cursor.position), _GROUP))
+        out.writelines(
+            json.dumps(record, sort_keys=True, separators=(",", ":")).encode("ascii") + b"\n" for _, record in group
+        )
+        if group:
+            out.flush()
+            cursor.advance(group[-1][0] + 1)
+        elif follow:
+            time.sleep(_POLL_SECONDS)
+        else:
+            return

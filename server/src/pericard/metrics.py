@@ -1,0 +1,52 @@
+"""Every metric, in one place, in one registry that is passed in.
+
+Rules of this room: counted in the engine, so that any number of edges is still one server; label values come
+from closed sets (error codes, names of loaded models), never from a caller.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client.exposition import generate_latest
+
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Metrics:
+    """The daemon's metrics."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        """Register everything in a registry of its own, or in the one given."""
+        self.registry = own = registry or CollectorRegistry()
+        self.build = Info("pericard_build", "Version of the daemon and digest of its runtime.", registry=own)
+        self.models_ready = Gauge("pericard_models_ready", "Models that can answer.", registry=own)
+        self.requests = Counter(
+            "pericard_requests", "Requests by outcome: ok, or an error code.", ["code"], registry=own
+        )
+        self.predictions = Counter(
+            "pericard_predictions", "Predictions by model and status.", ["model", "status"], registry=own
+        )
+        self.queue_depth = Gauge("pericard_queue_depth", "Predictions that wait for the engine.", registry=own)
+        self.queue_seconds = Histogram(
+            "pericard_queue_seconds", "From the engine's acceptance to the batch.", buckets=_SECONDS, registry=own
+        )
+        self.batch_seconds = Histogram(
+            "pericard_batch_seconds", "Forward pass of one batch.", buckets=_SECONDS, registry=own
+        )
+        self.batch_size = Histogram("pericard_batch_size", "Predictions in one batch.", buckets=_SIZES, registry=own)
+        self.audit_commit_seconds = Histogram(
+            "pericard_audit_commit_seconds", "Write and sync of one audit group.", buckets=_SECONDS, registry=own
+        )
+        self.audit_available = Gauge("pericard_audit_available", "1 while the audit log can be written.", registry=own)
+        self.audit_size = Gauge("pericard_audit_size", "Records in the audit log.", registry=own)
+        self.licence_days_left = Gauge(
+            "pericard_licence_days_left", "Days until the licence ends; negative during grace.", ["model"], registry=own
+        )
+        self.weights_locked = Gauge(
+            "pericard_weights_locked", "1 if the model's weights are locked in memory.", ["model"], registry=own
+        )
+
+    def render(self) -> bytes:
+        """The Prometheus text format."""
+        return generate_latest(self.registry)
