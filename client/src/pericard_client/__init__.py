@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from pericard_client.errors import ClientError
     from pericard_client.formats import Recording, Strips, as_recorded, prepare, read
     from pericard_client.models import ModelIdentity, ModelMetadata, Prediction, PredictResult, Receipt
-    from pericard_client.plot import plot
+
+__version__ = "0.1.0"
 
 __all__ = [
     "AsyncClient",
@@ -29,7 +30,6 @@ __all__ = [
     "Recording",
     "Strips",
     "as_recorded",
-    "plot",
     "prepare",
     "read",
 ]
@@ -46,7 +46,6 @@ _HOME = {
     "Recording": "formats",
     "Strips": "formats",
     "as_recorded": "formats",
-    "plot": "plot",
     "prepare": "formats",
     "read": "formats",
 }

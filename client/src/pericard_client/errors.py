@@ -2,7 +2,7 @@
 
 Rules of this room: a class has a stable ``code``; those of the server's refusals are the server's own codes. The
 message is one lower-case sentence that names its subject; ``hint`` says what to do. No message carries a token, a
-sample or a field of a patient. This room imports nothing. ::
+sample or a field of a patient. This room imports the standard library alone. ::
 
     ClientError
     ├── NotSendable                  not-sendable             the caller's values cannot make a request
@@ -41,7 +41,15 @@ sample or a field of a patient. This room imports nothing. ::
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import ClassVar
+
+_LONGEST = 2000  # characters
+
+
+def printable(text: str) -> str:
+    """Another machine's or file's words on one line, without anything that a terminal would obey."""
+    return "".join(each if each.isprintable() else " " if each.isspace() else "?" for each in text[:_LONGEST])
 
 
 class ClientError(Exception):
@@ -57,9 +65,9 @@ class ClientError(Exception):
     default_hint: ClassVar[str | None] = None
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint or self.default_hint
+        self.message = printable(message)
+        self.hint = self.default_hint if hint is None else printable(hint)
+        super().__init__(self.message)
 
 
 class NotSendable(ClientError):
@@ -295,7 +303,7 @@ def refusal(
     retry_after: int | None = None,
 ) -> ServerError:
     """The error for a refusal; a code of a newer server keeps its name on the generic class."""
-    fallback = Unavailable if status == 503 else ServerError  # noqa: PLR2004 - the HTTP status
+    fallback = Unavailable if status == HTTPStatus.SERVICE_UNAVAILABLE else ServerError
     kind = refusals().get(code, fallback)
     error = kind(message, status=status, hint=hint, request_id=request_id, retry_after=retry_after)
     error.code = code

@@ -102,10 +102,10 @@ class SignalContract:
 
 @dataclass(frozen=True, slots=True)
 class ScoreDescription:
-    """Which output is the score, and from where on it counts as anomalous."""
+    """Which output is the score, and from where on it counts as anomalous, if the publisher says so."""
 
     output: str
-    threshold: float
+    threshold: float | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,9 +35,11 @@ def describe() -> Runtime:
     """Describe the runtime of this interpreter; the first of two distributions of one name is the one imported."""
     found: dict[str, tuple[str, str]] = {}
     for distribution in metadata.distributions():
-        name = re.sub(r"[-_.]+", "-", distribution.metadata["Name"] or "unknown").lower()
+        # an interrupted installation leaves folders without metadata: described too, not tripped over
+        about = distribution.metadata
+        name = re.sub(r"[-_.]+", "-", about["Name"] or "unknown").lower()
         record = distribution.read_text("RECORD") or ""
-        found.setdefault(name, (distribution.version, hashlib.sha256(record.encode()).hexdigest()))
+        found.setdefault(name, (about["Version"] or "unknown", hashlib.sha256(record.encode()).hexdigest()))
     distributions = tuple((name, *found[name]) for name in sorted(found))
     python, machine = platform.python_version(), platform.machine()
     lines = [f"python {python} {machine}", *(" ".join(entry) for entry in distributions)]

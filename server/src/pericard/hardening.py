@@ -12,6 +12,7 @@ import mmap
 import os
 import resource
 import signal
+import tempfile
 from pathlib import Path
 from typing import Self
 
@@ -50,6 +51,14 @@ def harden() -> None:
         raise HardeningError("dumpable flag: is still set after it was cleared")
 
 
+def forbid_temporary_files() -> None:
+    """Make every library's temporary file fail: the default folder becomes one that cannot exist.
+
+    Whoever needs a temporary file names the folder. Python would otherwise try candidates by writing to them.
+    """
+    tempfile.tempdir = "/dev/null/no-temporary-files"
+
+
 def die_with_parent(parent: int) -> None:
     """Ask the kernel to kill this process as soon as its parent ends.
 
@@ -62,11 +71,13 @@ def die_with_parent(parent: int) -> None:
 
 
 def swap_in_use() -> bool:
-    """Whether the host has any swap that memory could be written to."""
+    """Whether the host has any swap that memory could be written to; yes where that cannot be found out."""
     try:
         return len(Path("/proc/swaps").read_text(encoding="ascii").splitlines()) > 1
+    except FileNotFoundError:
+        return not Path("/proc/self").exists()  # a kernel without swap has no such file; without /proc nobody knows
     except OSError:
-        return False
+        return True
 
 
 class PrivateMemory:

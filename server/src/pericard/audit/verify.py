@@ -163,7 +163,9 @@ def replay(
         RecordAltered, LogTruncated, SplitView, AuditLogInvalid: as :func:`verify`.
     """
     found = History(proof.CompactRange() if tree is None else tree.copy())
-    _compare(found.tree, known)
+    strange = _differs(found.tree, known)
+    if strange is not None:
+        raise _split(strange)
     last: segment.Group | None = None
     walk = segment.Walk(segments, found.tree.size)
     for group in walk:  # 3. frames
@@ -172,11 +174,13 @@ def replay(
                 found.last_time = _check_record(index, data)
                 found.first_time = found.first_time or found.last_time
             found.tree.append(proof.leaf_hash(data))  # 5. leaves
-            _compare(found.tree, known)  # 7. known heads
+            strange = _differs(found.tree, known) if strange is None else strange
         if thorough or last is None:
             _check_head(group, found.tree, origin, verifier, first=last is None)  # 6. heads
         elif not group.head.startswith(checkpoint.body(origin, found.tree.size, found.tree.root()) + b"\n"):
             raise _mismatch(group)
+        if strange is not None:  # 7. known heads; only now, since records that this log did not sign accuse nobody
+            raise _split(strange)
         last, found.head = group, group.head
     if last is not None and not thorough:
         _check_head(last, found.tree, origin, verifier, first=False)
@@ -218,12 +222,17 @@ def reading(directory: Path) -> Iterator[None]:
         raise AuditLogInvalid(f"{directory}: cannot be read as an audit log: {reason}") from error
 
 
-def _compare(tree: proof.CompactRange, known: Mapping[int, bytes]) -> None:
+def _differs(tree: proof.CompactRange, known: Mapping[int, bytes]) -> int | None:
     if tree.size in known and known[tree.size] != tree.root():
-        raise SplitView(
-            f"head of {tree.size} records: does not belong to this log's history",
-            hint="one of the two was rewritten by someone who has the log key; keep both as evidence",
-        )
+        return tree.size
+    return None
+
+
+def _split(size: int) -> SplitView:
+    return SplitView(
+        f"head of {size} records: does not belong to this log's history",
+        hint="one of the two was rewritten by someone who has the log key; keep both as evidence",
+    )
 
 
 def _check_record(index: int, data: bytes) -> str:

@@ -33,6 +33,7 @@ def main(arguments: list[str]) -> int:
     role, parent, control_fd, values_fd, *rest = arguments
     hardening.die_with_parent(int(parent))
     hardening.harden()
+    hardening.forbid_temporary_files()
     logging.basicConfig(format=f"pericard {role}: %(levelname)s: %(message)s", level=logging.WARNING)
     control = socket.socket(fileno=int(control_fd))
     try:

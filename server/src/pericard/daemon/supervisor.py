@@ -142,8 +142,8 @@ class Supervisor:
         inherited = [theirs.fileno(), read_end]
         if child.role == "edge":
             inherited.append(self._listener.fileno())
-        # -I: no PYTHON* variable and no user site decides what a child imports
-        command = [sys.executable, "-I", "-m", "pericard.daemon.child", child.role, str(os.getpid())]
+        # -I: no PYTHON* variable and no user site decides what a child imports; -B: it writes no bytecode
+        command = [sys.executable, "-I", "-B", "-m", "pericard.daemon.child", child.role, str(os.getpid())]
         try:
             child.process = subprocess.Popen(
                 [*command, *map(str, inherited)],
@@ -193,6 +193,8 @@ class Supervisor:
             if child is self._engine:
                 self._serving = told["ready"]
             self._join()
+        elif "joined" in told:
+            self._joined()
 
     def _failed(self, child: Child, failure: dict[str, str | None]) -> None:
         error = from_code(str(failure["code"]), str(failure["message"]), failure["hint"])
@@ -232,6 +234,9 @@ class Supervisor:
         with ours, theirs:
             self._tell(self._engine, b"pipe", ours.fileno())
             self._tell(self._edge, b"pipe", theirs.fileno())
+
+    def _joined(self) -> None:
+        """The edge knows what the engine serves: from the first time on, the daemon serves."""
         if not self._served:
             self._served = True
             where = values.url(self._settings, self._listener)

@@ -7,6 +7,7 @@ certificate or for a stop; and when it is gone, the edge ends at once.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import ssl
@@ -37,7 +38,8 @@ class Edge:
             ConfigError: the certificate or its key cannot be used.
         """
         self._values = values
-        self.link = EngineLink()
+        self.link = EngineLink(self._joined)
+        self._control_socket: socket.socket | None = None
         answerer = Answerer(self.link, TokenFile(Path(values.tokens)), _limits(values), version=values.version)
         context = _tls(values)
         self._tls = context
@@ -63,6 +65,7 @@ class Edge:
         """Serve until asked to stop."""
         if control is not None:
             control.setblocking(False)
+            self._control_socket = control
             asyncio.get_running_loop().add_reader(control.fileno(), self._control, control)
         await self.server.serve(sockets=[listener])
         self.link.close()
@@ -71,6 +74,12 @@ class Edge:
         """Use a new certificate for new connections; a bad one leaves the old one in use."""
         if self._tls is not None:
             _load(self._tls, self._values)
+
+    def _joined(self) -> None:
+        """Tell the supervisor that requests can be answered now."""
+        if self._control_socket is not None:
+            with contextlib.suppress(OSError):
+                self._control_socket.send(b'{"joined": true}')
 
     def _control(self, control: socket.socket) -> None:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import socket
+from collections.abc import Callable
 
 from pericard.errors import EngineAway, Overloaded, PericardError, PipeError, from_code
 from pericard.pipe.frames import Frame, FrameReader, FrameType, Meta, encode
@@ -23,8 +24,10 @@ class EngineLink:
         catalog: what the engine serves, or None while it is away.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_catalog: Callable[[], None] | None = None) -> None:
+        """Start without an engine; ``on_catalog`` is called whenever one said what it serves."""
         self.catalog: Meta | None = None
+        self._on_catalog = on_catalog
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Frame]] = {}
         self._transport: asyncio.Transport | None = None
@@ -82,6 +85,8 @@ class EngineLink:
     def _received(self, frame: Frame) -> None:
         if frame.type is FrameType.CATALOG:
             self.catalog = frame.meta
+            if self._on_catalog is not None:
+                self._on_catalog()
             return
         future = self._waiting.get(frame.request)
         if future is None or future.done():

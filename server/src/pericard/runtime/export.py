@@ -16,7 +16,7 @@ import torch
 from torch._export.serde.serialize import EnumEncoder, ExportedProgramSerializer, _dataclass_to_dict
 from torch.export import ExportedProgram
 
-from pericard.errors import KnownAnswerMismatch, UnsupportedModel
+from pericard.errors import BackendFailed, KnownAnswerMismatch, UnsupportedModel
 from pericard.runtime import graph as graphs
 from pericard.runtime import known_answers
 from pericard.runtime.backend import Array
@@ -46,8 +46,14 @@ def pack(path: Path, description: Description) -> tuple[int, Iterator[bytes | me
     graph = graphs.normalise(_serialised(program))
     weights = {name: _plain(tensor) for name, tensor in {**program.constants, **program.state_dict}.items()}
     backend = ExportedBackend(graph, weights, device="cpu")
-    questions = tuple(_answered(backend, question, description) for question in synthetic(description.inputs))
-    known_answers.check(backend, questions, description)
+    try:
+        questions = tuple(_answered(backend, question, description) for question in synthetic(description.inputs))
+        known_answers.check(backend, questions, description)
+    except BackendFailed as error:
+        raise UnsupportedModel(
+            f"{path}: does not compute at every batch size of {list(description.buckets)}: {error.message}",
+            hint="export it with a dynamic first axis and in the shapes that the description names",
+        ) from error
     _compare_with_original(program, questions, path)
     sources = tuple(_source(name, "parameter", tensor) for name, tensor in sorted(weights.items()))
     return artifact.pack(graph, sources, tuple(_question_sources(question, description) for question in questions))
@@ -59,6 +65,9 @@ def synthetic(inputs: tuple[TensorSpec, ...]) -> Iterator[tuple[Array, ...]]:
     They come from a fixed seed, so that two seals of one model hold the same questions.
     """
     generator = np.random.Generator(np.random.PCG64(20010913))
+    for spec in inputs:
+        if spec.dtype in {"float16", "bfloat16"}:
+            raise UnsupportedModel(f"input {spec.name}: half-precision inputs are not served yet; take float32")
     for kind in range(4):
         yield tuple(_synthetic_input(spec, kind, generator) for spec in inputs)
 
@@ -67,8 +76,6 @@ def _synthetic_input(spec: TensorSpec, kind: int, generator: np.random.Generator
     shape = (1, *spec.row_shape)
     if not spec.dtype.startswith("float"):
         return generator.integers(0, 2, shape).astype(spec.dtype)
-    if spec.dtype == "float16":
-        raise UnsupportedModel(f"input {spec.name}: half-precision inputs are not served yet; take float32")
     count = int(np.prod(shape))
     place = np.arange(count)
     values = (
@@ -102,7 +109,6 @@ def _writes(target: object) -> bool:
 
 
 def _serialised(program: ExportedProgram) -> dict[str, object]:
-
     serialised = ExportedProgramSerializer().serialize(program).exported_program
     tree = _dataclass_to_dict(serialised)  # type: ignore[no-untyped-call]  # torch's own, without types
     found: dict[str, object] = json.loads(json.dumps(tree, cls=EnumEncoder))
@@ -122,7 +128,7 @@ def _answered(backend: ExportedBackend, question: tuple[Array, ...], description
             f"model {description.name}: gives {len(answers)} outputs, the description names {len(description.outputs)}"
         )
     for answer, output in zip(answers, description.outputs, strict=True):
-        if answer.shape != (1, *output.spec.row_shape) or answer.dtype != np.dtype(output.spec.dtype):
+        if answer.shape != (1, *output.spec.row_shape) or str(answer.dtype) != output.spec.dtype:
             raise UnsupportedModel(
                 f"model {description.name}: output {output.spec.name} is {answer.dtype}{list(answer.shape)}, the "
                 f"description says {output.spec.dtype}{[1, *output.spec.row_shape]}"
@@ -133,9 +139,16 @@ def _answered(backend: ExportedBackend, question: tuple[Array, ...], description
 def _compare_with_original(program: ExportedProgram, questions: tuple[Question, ...], path: Path) -> None:
     """The normalised graph must compute bit for bit what the vendor's own program does."""
     original = program.module()
+    original.requires_grad_(False)  # torch has other kernels for what could be trained
     for inputs, answers in questions:
-        with torch.inference_mode():
-            found = original(*(torch.from_numpy(value) for value in inputs))
+        try:
+            with torch.inference_mode():
+                found = original(*(torch.from_numpy(value) for value in inputs))
+        except Exception as error:  # the vendor's own program fails in any way it likes
+            raise UnsupportedModel(
+                f"{path}: cannot be called with its inputs in order ({type(error).__name__})",
+                hint="export it with positional tensor inputs",
+            ) from error
         flat, _ = torch.utils._pytree.tree_flatten(found)  # noqa: SLF001  (the public optree is optional)
         if not all(np.array_equal(a.numpy(), b, equal_nan=True) for a, b in zip(flat, answers, strict=True)):
             raise KnownAnswerMismatch(f"{path}: computes other numbers once it is normalised")

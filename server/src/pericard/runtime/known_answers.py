@@ -66,11 +66,11 @@ def _ask(
 
 
 def _distance(found: Array, wanted: Array, tolerance: Tolerance) -> float:
-    """Largest deviation in units of what is allowed; NaN where NaN was not the answer."""
+    """Largest deviation in units of what is allowed; infinite where only one of the two is finite."""
     here, there = found.astype(np.float64), wanted.astype(np.float64)
-    if not np.array_equal(np.isnan(here), np.isnan(there)):
-        return float("inf")
-    allowed = tolerance.absolute + tolerance.relative * np.abs(there)
-    deviation = np.abs(here - there)
-    ratio = np.divide(deviation, allowed, out=np.where(deviation > 0, np.inf, 0.0), where=allowed > 0)
-    return float(np.nanmax(ratio, initial=0.0))
+    same = (here == there) | (np.isnan(here) & np.isnan(there))
+    with np.errstate(invalid="ignore", over="ignore"):
+        allowed = tolerance.absolute + tolerance.relative * np.abs(there)
+        comparable = np.isfinite(here) & np.isfinite(there) & (allowed > 0)
+        ratio = np.divide(np.abs(here - there), allowed, out=np.full(here.shape, np.inf), where=comparable)
+    return float(np.max(np.where(same, 0.0, ratio), initial=0.0))

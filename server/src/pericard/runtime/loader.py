@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from pericard.errors import ModelTooLarge
+from pericard.errors import InvalidInput, ModelTooLarge, UnsupportedModel
 from pericard.hardening import PrivateMemory
 from pericard.keys import Identity
 from pericard.runtime import known_answers
 from pericard.runtime.backend import Array, Backend
 from pericard.runtime.exported import ExportedBackend, view_tensor
 from pericard.runtime.known_answers import Question
-from pericard.sealed import Artifact, Description, VerifiedModel, artifact
+from pericard.sealed import Artifact, Description, KnownAnswer, VerifiedModel, artifact
+from pericard.tensors import TensorSpec
 from pericard.trust import Licence, Policy
 
 
@@ -46,13 +47,7 @@ class LoadedModel:
         offset, size = found.graph
         tensors = {tensor.name: view_tensor(tensor, view) for tensor in found.tensors}
         self._backend: Backend = ExportedBackend(bytes(view[offset : offset + size]), tensors, device=device)
-        self._questions: tuple[Question, ...] = tuple(
-            (
-                tuple(np.array(view_tensor(tensor, view).numpy()) for tensor in answer.inputs),
-                tuple(np.array(view_tensor(tensor, view).numpy()) for tensor in answer.outputs),
-            )
-            for answer in found.known_answers
-        )
+        self._questions = tuple(_question(answer, view, self.description) for answer in found.known_answers)
 
     def check_known_answers(self) -> None:
         """Ask the known questions at every bucket; raises ``KnownAnswerMismatch``."""
@@ -74,12 +69,17 @@ class LoadedModel:
 
         Returns:
             One array per output name, each ``[n, …]``.
+
+        Raises:
+            InvalidInput: the arrays do not fit the model's inputs.
+            BackendFailed: the computation failed.
         """
-        arrays = tuple(
-            np.ascontiguousarray(value, dtype=spec.dtype)
-            for value, spec in zip(inputs, self.description.inputs, strict=True)
-        )
+        if len(inputs) != len(self.description.inputs):
+            raise InvalidInput(f"model {self.description.name}: takes {len(self.description.inputs)} inputs")
+        arrays = tuple(_rows(value, spec) for value, spec in zip(inputs, self.description.inputs, strict=True))
         count, largest = len(arrays[0]), self.description.max_batch
+        if count == 0 or any(len(array) != count for array in arrays):
+            raise InvalidInput(f"model {self.description.name}: its inputs need one and the same number of items")
         parts: list[tuple[Array, ...]] = []
         for start in range(0, count, largest):
             rows = tuple(array[start : start + largest] for array in arrays)
@@ -95,6 +95,30 @@ class LoadedModel:
         """Drop the backend and zero the weights."""
         self._backend.close()
         self._memory.close()
+
+
+def _question(answer: KnownAnswer, view: memoryview, description: Description) -> Question:
+    """The arrays of a known answer, if they are what the signed description says; copied out of the buffer."""
+    outputs = [output.spec for output in description.outputs]
+    for tensors, specs in ((answer.inputs, list(description.inputs)), (answer.outputs, outputs)):
+        if [(tensor.dtype, tensor.shape) for tensor in tensors] != [(s.dtype, (1, *s.row_shape)) for s in specs]:
+            raise UnsupportedModel(f"model {description.name}: a known answer does not fit the description")
+        if any(spec.dtype == "bfloat16" for spec in specs):
+            raise UnsupportedModel(f"model {description.name}: bfloat16 inputs and outputs are not served")
+    inputs = tuple(np.array(view_tensor(tensor, view).numpy()) for tensor in answer.inputs)
+    return inputs, tuple(np.array(view_tensor(tensor, view).numpy()) for tensor in answer.outputs)
+
+
+def _rows(value: Array, spec: TensorSpec) -> Array:
+    try:
+        rows: Array = np.ascontiguousarray(value, dtype=spec.dtype)
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"input {spec.name}: is not an array of {spec.dtype}") from error
+    if rows.shape[1:] != spec.row_shape:
+        raise InvalidInput(f"input {spec.name}: has shape {list(rows.shape)}, wanted {list(spec.shape)}")
+    if spec.dtype.startswith("float") and not np.isfinite(rows).all():
+        raise InvalidInput(f"input {spec.name}: holds values that are not finite")
+    return rows
 
 
 def load(

@@ -23,9 +23,7 @@ from pericard.sealed import layout, manifest
 from pericard.sealed.manifest import Description, Manifest, Payload
 from pericard.sealed.payload import FILE_ID_SIZE, FILE_KEY_SIZE, ChunkCipher, rechunk
 
-
-#: Recipients of one file; more of them get detached grants.
-MAX_TERMS = 4096
+MAX_TERMS = 4096  # recipients of one file; more of them get detached grants
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +80,7 @@ def seal(
     try:
         with tempfile.TemporaryFile(dir=path.parent) as ciphertext:
             cipher = ChunkCipher(file_key, file_id)
-            hashes = tuple(_encrypt(cipher, parts, size, ciphertext))
+            hashes = _encrypt(cipher, parts, size, ciphertext, subject=path.name)
             made = Manifest(
                 file_id, int(time.time()), signer.publisher.id, description, Payload(size, cipher.commitment, hashes)
             )
@@ -99,11 +97,19 @@ def seal(
     return Sealed(made, digest)
 
 
-def _encrypt(cipher: ChunkCipher, parts: Iterable[bytes | memoryview], size: int, out: BinaryIO) -> Iterable[bytes]:
-    for index, last, plain in rechunk(parts, size):
-        stored = cipher.encrypt(index, last=last, plain=plain)
-        out.write(stored)
-        yield hashlib.sha256(stored).digest()
+def _encrypt(
+    cipher: ChunkCipher, parts: Iterable[bytes | memoryview], size: int, out: BinaryIO, *, subject: str
+) -> tuple[bytes, ...]:
+    """Write the encrypted chunks; returns their hashes."""
+    hashes = []
+    try:
+        for index, last, plain in rechunk(parts, size):
+            stored = cipher.encrypt(index, last=last, plain=plain)
+            out.write(stored)
+            hashes.append(hashlib.sha256(stored).digest())
+    except ValueError as error:
+        raise UnsupportedModel(f"{subject}: {error}") from error
+    return tuple(hashes)
 
 
 def _checked(made: Manifest, path: Path) -> bytes:

@@ -1,0 +1,128 @@
+"""The command line.
+
+Rules of this room: this file declares the commands and imports nothing heavy, so that ``--help`` answers at once; what
+they do is in ``verbs``. A token is never an argument, because every user of a machine can read those.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from pericard_client.cli.voice import EXIT_INTERRUPTED, EXIT_USAGE, EXITS, NAME, report, say
+from pericard_client.errors import ClientError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_SERVER_OPTIONS = (
+    click.option("--server", required=True, envvar="PERICARD_SERVER", show_envvar=True, metavar="URL", help="Address."),
+    click.option(
+        "--token-file",
+        envvar="PERICARD_TOKEN_FILE",
+        show_envvar=True,
+        metavar="FILE",
+        help="File that holds the token; without one, PERICARD_TOKEN is the token.",
+    ),
+    click.option("--ca", metavar="FILE", help="PEM certificates of the authority that the server's must come from."),
+    click.option("--timeout", type=float, default=30.0, show_default=True, help="Seconds for each attempt."),
+    click.option("--retries", type=int, default=2, show_default=True, help="Only of what was surely not processed."),
+    click.option("--expect-manifest", metavar="SHA256", help="Accept answers of this model manifest alone."),
+    click.option("--allow-plaintext", is_flag=True, help="Send the token unencrypted to another machine."),
+)
+_OUT = click.option("--out", type=click.Choice(["table", "json"]), default="table", show_default=True)
+
+
+def _server_options(command: F) -> F:
+    for option in reversed(_SERVER_OPTIONS):
+        command = option(command)
+    return command
+
+
+def run() -> None:
+    """The console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    sys.exit(main(sys.argv[1:]))
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command and return its exit code."""
+    try:
+        code = int(_group.main(arguments, prog_name=NAME, standalone_mode=False) or 0)
+        sys.stdout.flush()
+    except click.Abort:
+        return EXIT_INTERRUPTED
+    except click.ClickException as error:
+        message = error.format_message().rstrip(".")
+        say(message[:1].lower() + message[1:], f"{NAME} --help")
+        return EXIT_USAGE
+    except ClientError as error:
+        return report(error)
+    except BrokenPipeError:  # the reader, such as head, has enough; keep the interpreter's last flush quiet
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code
+
+
+@click.group(name=NAME, no_args_is_help=False, epilog=EXITS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="pericard-client")
+def _group() -> None:
+    """Send an ECG to a Pericard server and read the answer.
+
+    Only samples leave this machine: no name, no identity and no file does.
+    """
+
+
+@_group.command("ready", epilog=EXITS)
+@_server_options
+def _ready(**server: object) -> int:
+    """Ask whether the server can answer; if not, exit with 4."""
+    from pericard_client.cli import verbs  # noqa: PLC0415 - keeps --help fast
+
+    return verbs.ready(server)
+
+
+@_group.command("model", epilog=EXITS, short_help="Describe a model, or list them.")
+@click.argument("name", required=False)
+@_OUT
+@_server_options
+def _model(name: str | None, out: str, **server: object) -> None:
+    """Describe the model NAME; without it, list the models that the token may use."""
+    from pericard_client.cli import verbs  # noqa: PLC0415 - keeps --help fast
+
+    verbs.model(name, out, server)
+
+
+@_group.command("predict", epilog=EXITS)
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
+@click.option("--model", metavar="NAME", help="Needed unless the token may use exactly one.")
+@click.option("--lead", multiple=True, metavar="NAME", help="Lead to analyse; once for each channel of the model.")
+@click.option("--sampling-rate", type=float, metavar="HZ", help="Of an NPY file.")
+@click.option("--unit", type=click.Choice(["mV", "uV", "V"]), help="Of an NPY file.")
+@click.option("--leads", metavar="NAME,...", help="Of an NPY file's rows.")
+@click.option(
+    "--no-resample",
+    is_flag=True,
+    help="Send the recording as it is; the server refuses what the model was not made for.",
+)
+@_OUT
+@click.option("--plot", "picture", type=click.Path(path_type=Path), metavar="FILE", help="Draw it: .png or .svg.")
+@_server_options
+def _predict(files: tuple[Path, ...], picture: Path | None, out: str, **options: object) -> int:
+    """Score DICOM waveforms or NPY arrays.
+
+    A recording is resampled to the model's rate and cut into windows of its length, each with a score of its own; the
+    last window ends with the recording.
+    """
+    if picture is not None and len(files) > 1:
+        raise click.UsageError("--plot draws one FILE")
+    from pericard_client.cli import verbs  # noqa: PLC0415 - keeps --help fast
+
+    return verbs.PredictRun(options, picture, out).run(files)

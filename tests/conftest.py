@@ -1,0 +1,178 @@
+"""Shared parts: two publishers, three identities, one tiny model, and ways to seal others.
+
+Keys come from fixed seeds, so that a failure repeats; every time is relative to ``NOW``, never to the clock. What needs
+torch imports it inside its fixture, so that tests of the format run without it. Nothing here is changed by a test:
+whoever wants another file seals one, or copies bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pericard.keys import Identity, PublisherKey
+from pericard.sealed import Description, Output, Signal, Term, Tolerance, seal
+from pericard.tensors import TensorSpec
+from pericard.trust import Policy, TrustState
+
+NOW = 1_790_000_000  # 2026-09-21T14:13:20Z
+DAY = 86_400
+RUNTIME = "ab" * 32
+
+#: Writes a sealed model: plaintext, then what differs from the tiny model's description, ``terms`` or ``signer``.
+SealBytes = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def now() -> int:
+    """The time at which tests take place; every grant of :func:`terms` is valid."""
+    return NOW
+
+
+@pytest.fixture(scope="session")
+def publisher_key() -> PublisherKey:
+    """The vendor, whom :func:`policy` pins."""
+    return PublisherKey(bytes(range(64)))
+
+
+@pytest.fixture(scope="session")
+def foreign_key() -> PublisherKey:
+    """A vendor whom nobody pinned."""
+    return PublisherKey(bytes(64))
+
+
+@pytest.fixture(scope="session")
+def identity() -> Identity:
+    """The hospital."""
+    return Identity(b"hospital".ljust(32))
+
+
+@pytest.fixture(scope="session")
+def archive() -> Identity:
+    """The vendor's own identity, from which later grants are made."""
+    return Identity(b"archive".ljust(32))
+
+
+@pytest.fixture(scope="session")
+def stranger() -> Identity:
+    """An identity without a grant."""
+    return Identity(b"stranger".ljust(32))
+
+
+@pytest.fixture(scope="session")
+def terms(identity: Identity, archive: Identity) -> tuple[Term, ...]:
+    """The archive for ever, and the hospital for thirty days and a fortnight's grace."""
+    return (
+        Term(archive.recipient, 0, (1 << 40) - 1, 0),
+        Term(identity.recipient, NOW - DAY, NOW + 30 * DAY, 14),
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_description() -> Description:
+    """What the tiny model's manifest says: one lead at 250 Hz, a score and a timeline."""
+    return Description(
+        name="tiny",
+        version="1.0.0",
+        sequence=3,
+        floor=2,
+        kind="exported",
+        publisher_name="Test vendor",
+        intended_use="a model for tests",
+        inputs=(TensorSpec("ecg", "float32", (-1, 1, 64)),),
+        outputs=(
+            Output(TensorSpec("score", "float32", (-1,)), "score", 0.5),
+            Output(TensorSpec("timeline", "float32", (-1, 15)), "timeline", None, 0.016),
+        ),
+        signal=Signal(250, "mV", (("II", "MLII"),)),
+        max_batch=4,
+        buckets=(1, 4),
+        tolerance={"cpu": Tolerance(1e-6, 1e-5)},
+        sealed_in=RUNTIME,
+        required_runtime=None,
+    )
+
+
+@pytest.fixture(scope="session")
+def export_pt2(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``export_pt2(module, *example inputs)`` writes a ``.pt2``, its first axes dynamic unless ``fixed=True``."""
+    import torch
+
+    def export(module: Any, *inputs: Any, fixed: bool = False) -> Path:
+        batch = torch.export.Dim("batch", min=1, max=64)
+        shapes = None if fixed else tuple({0: batch} for _ in inputs)
+        path = tmp_path_factory.mktemp("exported") / "model.pt2"
+        torch.export.save(torch.export.export(module.eval(), inputs, dynamic_shapes=shapes), path)
+        return path
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def tiny_pt2(export_pt2: Callable[..., Path]) -> Path:
+    """A convolution and a linear layer, about twenty weights, as a vendor would export them."""
+    import torch
+
+    class Tiny(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(7)
+            self.conv = torch.nn.Conv1d(1, 3, 8, 4)
+            self.head = torch.nn.Linear(3, 1)
+
+        def forward(self, ecg: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            timeline = torch.sigmoid(self.head(torch.relu(self.conv(ecg)).transpose(1, 2)))[..., 0]
+            return timeline.amax(1), timeline
+
+    return export_pt2(Tiny(), torch.zeros(2, 1, 64))
+
+
+@pytest.fixture(scope="session")
+def sealed_model(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_pt2: Path,
+    tiny_description: Description,
+    publisher_key: PublisherKey,
+    terms: tuple[Term, ...],
+) -> Path:
+    """The tiny model, sealed once; do not write to it."""
+    from pericard.runtime import export
+
+    path = tmp_path_factory.mktemp("sealed") / "tiny.sealed"
+    seal(path, tiny_description, export.pack(tiny_pt2, tiny_description), signer=publisher_key, terms=terms)
+    return path
+
+
+@pytest.fixture(scope="session")
+def seal_bytes(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_description: Description,
+    publisher_key: PublisherKey,
+    terms: tuple[Term, ...],
+) -> SealBytes:
+    """``seal_bytes(plain, sequence=4, terms=…, signer=…)``, for tests that stop before the model."""
+    defaults = terms
+
+    def build(
+        plain: bytes,
+        *,
+        terms: tuple[Term, ...] = defaults,
+        signer: PublisherKey = publisher_key,
+        **changes: Any,
+    ) -> Path:
+        path = tmp_path_factory.mktemp("sealed") / "model.sealed"
+        about = replace(tiny_description, **changes)
+        seal(path, about, (len(plain), iter([plain])), signer=signer, terms=terms)
+        return path
+
+    return build
+
+
+@pytest.fixture
+def policy(publisher_key: PublisherKey, tmp_path: Path) -> Policy:
+    """A site that pins the vendor and remembers nothing yet."""
+    return Policy((publisher_key.publisher,), TrustState(tmp_path / "trust.json"), runtime=RUNTIME)

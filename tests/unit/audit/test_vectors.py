@@ -1,0 +1,130 @@
+"""The vectors: they say what they say, a fresh run makes the same bytes, and each reader refuses what it should."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from pericard.audit import AuditLog, open_receipt, record, records
+from pericard.audit.proof import CompactRange, check_consistency, check_inclusion, consistency_proof, inclusion_proof
+from pericard.audit.verify import verify
+from pericard.errors import AuditError, AuditLogInvalid
+from pericard.keys import LogKey, LogVerifier
+
+VECTORS = Path(__file__).parents[2] / "vectors"
+LOGS = sorted(path.name for path in (VECTORS / "audit" / "logs").iterdir())
+EXAMPLES = json.loads((VECTORS / "audit" / "examples.json").read_text("ascii"))
+VERIFIER = LogVerifier(bytes.fromhex(EXAMPLES["log_public_key"]))
+
+
+@pytest.fixture(scope="module")
+def generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate_audit", VECTORS / "generate" / "audit.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def tree(directory: Path) -> dict[str, bytes]:
+    paths = (path for path in directory.rglob("*") if path.is_file() and path.name != "README.md")
+    return {str(path.relative_to(directory)): path.read_bytes() for path in paths}
+
+
+def test_a_fresh_run_makes_the_same_bytes(generator: ModuleType, quick: Path) -> None:
+    generator.generate(quick)
+    fresh, kept = tree(quick), tree(VECTORS / "audit")
+    assert sorted(fresh) == sorted(kept)
+    assert [name for name in fresh if fresh[name] != kept[name]] == []
+
+
+@pytest.mark.parametrize("name", LOGS)
+def test_each_log_verifies_or_fails_as_expected(name: str) -> None:
+    directory = VECTORS / "audit" / "logs" / name
+    expected = json.loads((directory / "expected.json").read_text("ascii"))
+    known = [path.read_bytes() for path in directory.glob("known-head")]
+    if expected["code"] is None:
+        report = verify(directory, verifier=VERIFIER, heads=known)
+        assert report.size == expected["size"]
+        assert [index for index, _ in records(directory)] == list(range(expected["size"]))
+        return
+    with pytest.raises(AuditError) as refused:
+        verify(directory, verifier=VERIFIER, heads=known)
+    assert refused.value.code == expected["code"]
+
+
+@pytest.mark.parametrize("name", LOGS)
+def test_the_writer_refuses_or_goes_on_as_expected(name: str, quick: Path) -> None:
+    source = VECTORS / "audit" / "logs" / name
+    expected = json.loads((source / "expected.json").read_text("ascii"))
+    directory = quick / name
+    directory.mkdir()
+    for path in source.iterdir():
+        (directory / path.name).write_bytes(path.read_bytes())
+    before = tree(directory)
+    key = LogKey(bytes(range(64)))
+    code = expected.get("writer", expected["code"])
+    if code in (None, "goes on"):
+        with AuditLog.open(directory, key=key) as log:
+            assert log.next_index == expected.get("size", log.next_index)
+        return
+    with pytest.raises(AuditError) as refused:
+        AuditLog.open(directory, key=key)
+    assert refused.value.code == code
+    assert tree(directory) == before
+
+
+def test_every_audit_error_a_reader_can_meet_has_a_vector() -> None:
+    codes = {json.loads((VECTORS / "audit" / "logs" / name / "expected.json").read_text())["code"] for name in LOGS}
+    leaves = {kind.code for kind in AuditError.__subclasses__()}
+    assert codes - {None} == leaves - {"audit-unavailable"}
+
+
+def test_the_examples_hold() -> None:
+    key = bytes.fromhex(EXAMPLES["commitment_key"])
+    for index, opening in EXAMPLES["opening_keys"].items():
+        assert record.opening_key(key, int(index)).hex() == opening
+    for case in EXAMPLES["commitments"]:
+        opening_key = record.opening_key(key, case["index"])
+        assert record.commit(opening_key, case["label"], bytes.fromhex(case["data"])) == case["commitment"]
+    grown = CompactRange()
+    leaves = [bytes.fromhex(leaf) for leaf in EXAMPLES["leaves"]]
+    roots = [bytes.fromhex(root) for root in EXAMPLES["roots"]]
+    for leaf, root in zip([None, *leaves], roots, strict=True):
+        if leaf is not None:
+            grown.append(leaf)
+        assert grown.root() == root
+    for case in EXAMPLES["inclusion"]:
+        path = [bytes.fromhex(part) for part in case["proof"]]
+        assert inclusion_proof(leaves, case["index"], case["size"]) == path
+        check_inclusion(leaves[case["index"]], case["index"], case["size"], path, roots[case["size"]])
+    for case in EXAMPLES["consistency"]:
+        path = [bytes.fromhex(part) for part in case["proof"]]
+        assert consistency_proof(leaves, case["old"], case["new"]) == path
+        check_consistency(case["old"], roots[case["old"]], case["new"], roots[case["new"]], path)
+    for text in EXAMPLES["canonical_records"]:
+        assert record.encode(record.parse(text.encode("ascii"))) == text.encode("ascii")
+    for text in EXAMPLES["not_records"]:
+        with pytest.raises(AuditLogInvalid):
+            record.parse(text.encode())
+
+
+def test_the_receipts_open() -> None:
+    receipts = json.loads((VECTORS / "audit" / "receipts.json").read_text("ascii"))
+    assert [made["index"] for made in receipts] == list(range(6))
+    for made in receipts:
+        fields = open_receipt(
+            made["record"].encode(),
+            [bytes.fromhex(part) for part in made["proof"]],
+            made["head"].encode(),
+            verifier=VERIFIER,
+            opening_key=bytes.fromhex(made["opening_key"]),
+            input_bytes=made["input"] and made["input"].encode(),
+            answer_bytes=made["answer"] and made["answer"].encode(),
+        )
+        assert fields["index"] == made["index"]
