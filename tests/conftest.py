@@ -7,15 +7,18 @@ whoever wants another file seals one, or copies bytes.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pericard.keys import Identity, PublisherKey
-from pericard.sealed import Description, Output, Signal, Term, Tolerance, seal
+from pericard import canonical
+from pericard.errors import PericardError, SealedModelError, TrustError
+from pericard.keys import Identity, PublisherKey, Signature
+from pericard.sealed import Description, Output, SealedModel, Signal, Term, Tolerance, layout, seal
 from pericard.tensors import TensorSpec
 from pericard.trust import Policy, TrustState
 
@@ -106,7 +109,9 @@ def export_pt2(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         batch = torch.export.Dim("batch", min=1, max=64)
         shapes = None if fixed else tuple({0: batch} for _ in inputs)
         path = tmp_path_factory.mktemp("exported") / "model.pt2"
-        torch.export.save(torch.export.export(module.eval(), inputs, dynamic_shapes=shapes), path)
+        with warnings.catch_warnings():  # torch gives advice to whoever exports; none of it is ours
+            warnings.simplefilter("ignore")
+            torch.export.save(torch.export.export(module.eval(), inputs, dynamic_shapes=shapes), path)
         return path
 
     return export
@@ -129,6 +134,14 @@ def tiny_pt2(export_pt2: Callable[..., Path]) -> Path:
             return timeline.amax(1), timeline
 
     return export_pt2(Tiny(), torch.zeros(2, 1, 64))
+
+
+@pytest.fixture(scope="session")
+def tiny_graph(tiny_pt2: Path) -> bytes:
+    """The tiny model's graph as it is sealed; change a copy."""
+    from pericard.runtime import export, graph
+
+    return graph.normalise(export._serialised(export._read(tiny_pt2)))
 
 
 @pytest.fixture(scope="session")
@@ -176,3 +189,71 @@ def seal_bytes(
 def policy(publisher_key: PublisherKey, tmp_path: Path) -> Policy:
     """A site that pins the vendor and remembers nothing yet."""
     return Policy((publisher_key.publisher,), TrustState(tmp_path / "trust.json"), runtime=RUNTIME)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A sealed file, taken apart; ``data`` puts it together again with lengths that fit."""
+
+    manifest: bytes
+    signatures: tuple[Signature, ...]
+    grants: tuple[tuple[bytes, tuple[Signature, ...]], ...]
+    chunks: tuple[bytes, ...]
+
+    def sections(self) -> tuple[bytes, bytes, bytes]:
+        """Manifest, signatures and grants as they stand in the file."""
+        packed = tuple(layout.pack_grant(*grant) for grant in self.grants)
+        return self.manifest, layout.pack_signatures(self.signatures), layout.pack_grants(packed)
+
+    def fields(self) -> dict[str, Any]:
+        """What the manifest says."""
+        return canonical.decode(self.manifest, limit=layout.MAX_MANIFEST)
+
+    def data(self) -> bytes:
+        """The file's bytes."""
+        lengths = layout.Lengths(*map(len, self.sections()))
+        head = layout.pack_header(lengths) + b"".join(self.sections())
+        return head.ljust(lengths.payload_offset, b"\0") + b"".join(self.chunks)
+
+
+@pytest.fixture(scope="session")
+def take_apart() -> Callable[[Path], Parts]:
+    """Take a sealed file apart, for whoever wants to put it together otherwise."""
+
+    def run(path: Path) -> Parts:
+        with SealedModel(path) as source:
+            payload = path.read_bytes()[source.payload_offset :]
+            stored = layout.CHUNK_SIZE + layout.TAG_SIZE
+            chunks = tuple(payload[place : place + stored] for place in range(0, len(payload), stored))
+            return Parts(source.manifest_bytes, source.signatures, tuple(source.packed_grants), chunks)
+
+    return run
+
+
+@pytest.fixture
+def opened(policy: Policy, identity: Identity, now: int, tmp_path: Path) -> Callable[..., bytearray]:
+    """Everything that the loader does with a sealed file before it reads the plaintext, which is returned."""
+
+    def run(data: bytes, *, at: int = now) -> bytearray:
+        (tmp_path / "it").write_bytes(data)
+        with SealedModel(tmp_path / "it") as source:
+            model = source.verify(policy.publishers)
+            licence = policy.accept(model, identity.recipient.id, at)
+            target = bytearray(model.manifest.payload.size)
+            model.decrypt_into(model.unwrap(licence.grant, identity), memoryview(target))
+            return target
+
+    return run
+
+
+@pytest.fixture
+def refused(opened: Callable[..., bytearray]) -> Callable[..., str]:
+    """Open bytes that must be refused, and return the code of the refusal."""
+
+    def run(data: bytes, **how: Any) -> str:
+        with pytest.raises((SealedModelError, TrustError)) as caught:
+            opened(data, **how)
+        assert type(caught.value).code != PericardError.code  # only leaves are raised
+        return caught.value.code
+
+    return run

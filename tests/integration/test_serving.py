@@ -15,14 +15,14 @@ from integration_site import Daemon, Site, pericard, running
 pytestmark = pytest.mark.integration
 
 
-def test_answers_with_receipt_and_the_log_proves_it(daemon: Daemon, strip: list[float]) -> None:
-    answer = daemon.predict(strip)
+def test_answers_with_receipt_and_the_log_proves_it(shared_daemon: Daemon, strip: list[float]) -> None:
+    answer = shared_daemon.predict(strip)
     assert answer.status == 200
     (prediction,) = answer.body["predictions"]
     assert prediction["status"] == "ok"
     assert 0.0 < prediction["outputs"]["score"] < 1.0
     receipt = prediction["receipt"]
-    shown = pericard("audit", "show", "audit", "--json", "--limit", 100, cwd=daemon.site.folder).stdout
+    shown = pericard("audit", "show", "audit", "--json", "--limit", 10_000, cwd=shared_daemon.site.folder).stdout
     record = next(found for line in shown.splitlines() if (found := json.loads(line))["index"] == receipt["index"])
     assert record["event"] == "predict"
     assert record["principal"] == "cart"
@@ -30,15 +30,15 @@ def test_answers_with_receipt_and_the_log_proves_it(daemon: Daemon, strip: list[
     assert record["runtime"] == answer.body["runtime"]
 
 
-def test_receipt_opens_offline_with_the_ecg_alone(daemon: Daemon, strip: list[float]) -> None:
+def test_receipt_opens_offline_with_the_ecg_alone(shared_daemon: Daemon, strip: list[float]) -> None:
     import numpy as np
 
     from pericard.audit import commit
 
-    (prediction,) = daemon.predict(strip).body["predictions"]
+    (prediction,) = shared_daemon.predict(strip).body["predictions"]
     receipt = prediction["receipt"]
     shown = pericard(
-        "audit", "show", "audit", "--json", "--from", receipt["index"], "--limit", 1, cwd=daemon.site.folder
+        "audit", "show", "audit", "--json", "--from", receipt["index"], "--limit", 1, cwd=shared_daemon.site.folder
     )
     record = json.loads(shown.stdout)
     key = bytes.fromhex(receipt["opening_key"])
@@ -48,17 +48,17 @@ def test_receipt_opens_offline_with_the_ecg_alone(daemon: Daemon, strip: list[fl
     assert record["input"] != commit(key, "input", np.array(strip[::-1], dtype="<f4").tobytes())
 
 
-def test_who_may(daemon: Daemon, strip: list[float]) -> None:
-    assert daemon.predict(strip, token=None).status == 401
-    assert daemon.predict(strip, token="pcd_aaaaaaaaaa_" + "a" * 43).status == 401
-    foreign = daemon.predict(strip, token=daemon.site.foreign_token)
+def test_who_may(shared_daemon: Daemon, strip: list[float]) -> None:
+    assert shared_daemon.predict(strip, token=None).status == 401
+    assert shared_daemon.predict(strip, token="pcd_aaaaaaaaaa_" + "a" * 43).status == 401
+    foreign = shared_daemon.predict(strip, token=shared_daemon.site.foreign_token)
     assert (foreign.status, foreign.body["code"]) == (403, "forbidden")
     # a name that it may not use answers as an unknown one does
-    unknown = daemon.predict(strip, token=daemon.site.foreign_token, model="nothing")
+    unknown = shared_daemon.predict(strip, token=shared_daemon.site.foreign_token, model="nothing")
     assert (unknown.status, unknown.body["code"]) == (403, "forbidden")
-    assert daemon.request("/metrics").status == 403
-    assert daemon.request("/metrics", token=daemon.site.metrics_token).status == 200
-    assert daemon.request("/livez", token=None).status == 200
+    assert shared_daemon.request("/metrics").status == 403
+    assert shared_daemon.request("/metrics", token=shared_daemon.site.metrics_token).status == 200
+    assert shared_daemon.request("/livez", token=None).status == 200
 
 
 def test_a_revoked_token_is_refused_by_the_running_daemon(daemon: Daemon, strip: list[float]) -> None:
@@ -71,27 +71,27 @@ def test_a_revoked_token_is_refused_by_the_running_daemon(daemon: Daemon, strip:
         time.sleep(0.2)
 
 
-def test_another_sampling_rate_is_refused_with_what_to_do(daemon: Daemon, strip: list[float]) -> None:
+def test_another_sampling_rate_is_refused_with_what_to_do(shared_daemon: Daemon, strip: list[float]) -> None:
     for fields in ({"sampling_rate": 500}, {"unit": "uV"}, {"leads": ["V5"]}, {"sampling_rate": None}):
-        answer = daemon.predict(strip, **fields)
+        answer = shared_daemon.predict(strip, **fields)
         assert (answer.status, answer.body["code"]) == (422, "contract-mismatch")
         assert answer.body["hint"]
 
 
-def test_one_bad_strip_costs_itself(daemon: Daemon, strip: list[float]) -> None:
-    alone = daemon.predict(strip).body["predictions"][0]["outputs"]["score"]
-    answer = daemon.predict(strip, [0.0] * len(strip), strip[:-1], strip)
+def test_one_bad_strip_costs_itself(shared_daemon: Daemon, strip: list[float]) -> None:
+    alone = shared_daemon.predict(strip).body["predictions"][0]["outputs"]["score"]
+    answer = shared_daemon.predict(strip, [0.0] * len(strip), strip[:-1], strip)
     assert answer.status == 200
     assert [found["status"] for found in answer.body["predictions"]] == ["ok", "not_interpretable", "error", "ok"]
     assert answer.body["predictions"][0]["outputs"]["score"] == pytest.approx(alone, abs=1e-6)
     assert answer.body["predictions"][3]["outputs"]["score"] == pytest.approx(alone, abs=1e-6)
 
 
-def test_many_callers_at_once_all_get_their_own_answer(daemon: Daemon, strip: list[float]) -> None:
+def test_many_callers_at_once_all_get_their_own_answer(shared_daemon: Daemon, strip: list[float]) -> None:
     strips = [[value * (1 + place / 40) for value in strip] for place in range(40)]
-    expected = [daemon.predict(found).body["predictions"][0]["outputs"]["score"] for found in strips]
+    expected = [shared_daemon.predict(found).body["predictions"][0]["outputs"]["score"] for found in strips]
     with ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(daemon.predict, strips))
+        answers = list(pool.map(shared_daemon.predict, strips))
     assert [answer.status for answer in answers] == [200] * 40
     found = [answer.body["predictions"][0]["outputs"]["score"] for answer in answers]
     assert found == pytest.approx(expected, abs=1e-6)
@@ -154,15 +154,15 @@ def test_the_certificate_is_reloaded_without_a_restart(daemon: Daemon) -> None:
     assert daemon.request("/livez", token=None).status == 200
 
 
-def test_a_plain_connection_and_an_old_tls_are_refused(daemon: Daemon) -> None:
+def test_a_plain_connection_and_an_old_tls_are_refused(shared_daemon: Daemon) -> None:
     import ssl
 
-    port = int(daemon.url.rpartition(":")[2])
+    port = int(shared_daemon.url.rpartition(":")[2])
     with socket.create_connection(("127.0.0.1", port), timeout=5) as sock:
         sock.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
         sock.settimeout(5)
         assert b"200" not in sock.recv(1000)
-    context = ssl.create_default_context(cafile=str(daemon.site.folder / "tls.crt"))
+    context = ssl.create_default_context(cafile=str(shared_daemon.site.folder / "tls.crt"))
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     with socket.create_connection(("127.0.0.1", port), timeout=5) as sock, pytest.raises(OSError, match=r"(?i)ssl|tls"):
         context.wrap_socket(sock, server_hostname="127.0.0.1")
@@ -191,8 +191,8 @@ def test_beyond_loopback_it_needs_tls(site: Site) -> None:
     assert "hint: set tls.certificate" in refused.stderr
 
 
-def test_a_second_daemon_on_one_log_is_refused(daemon: Daemon) -> None:
-    refused = pericard("serve", "--config", "server.yaml", cwd=daemon.site.folder, check=False)
+def test_a_second_daemon_on_one_log_is_refused(shared_daemon: Daemon) -> None:
+    refused = pericard("serve", "--config", "server.yaml", cwd=shared_daemon.site.folder, check=False)
     assert refused.returncode == 1
     assert refused.stderr.startswith("pericard: error: audit log:")
     assert "Traceback" not in refused.stderr

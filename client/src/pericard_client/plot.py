@@ -184,8 +184,8 @@ def _draw_row(axes: Axes, page: _Page, trace: Samples, rate: float) -> None:
 
 
 def _draw_findings(axes: Axes, page: _Page, prediction: Prediction, metadata: ModelMetadata) -> None:
-    for start, end in findings(prediction, metadata):
-        end = min(end, page.seconds)  # noqa: PLW2901 - the last frame may reach past the strip
+    for start, end_of_frame in findings(prediction, metadata):
+        end = min(end_of_frame, page.seconds)  # the last frame may reach past the strip
         axes.axvspan(start, end, facecolor=_FINDING, alpha=0.18, linewidth=0)
         axes.axvspan(start, end, facecolor="none", edgecolor=_FINDING, hatch="/////", linewidth=0)
         axes.plot([start, end], [page.low, page.low], color="black", linewidth=3, solid_capstyle="butt")

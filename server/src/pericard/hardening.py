@@ -25,6 +25,7 @@ _PR_GET_DUMPABLE = 3
 _PR_SET_DUMPABLE = 4
 _PR_SET_NO_NEW_PRIVS = 38
 _MADV_DONTDUMP = 16
+_NO_FOLDER = "/proc/self"  # it is there, and not even root can make a file in it
 
 #: glibc must keep its pages: with its defaults, a forward pass of a small model costs hundreds of page faults.
 ALLOCATOR = {
@@ -52,11 +53,13 @@ def harden() -> None:
 
 
 def forbid_temporary_files() -> None:
-    """Make every library's temporary file fail: the default folder becomes one that cannot exist.
+    """Make every library's temporary or cache file fail: the default folders become ones that take no file.
 
-    Whoever needs a temporary file names the folder. Python would otherwise try candidates by writing to them.
+    Whoever needs a temporary file names the folder. Python would otherwise try candidates by writing to them, and torch
+    makes its compiler's cache folder when it is imported.
     """
-    tempfile.tempdir = "/dev/null/no-temporary-files"
+    tempfile.tempdir = _NO_FOLDER
+    os.environ |= {"TMPDIR": _NO_FOLDER, "TORCHINDUCTOR_CACHE_DIR": _NO_FOLDER, "CUDA_CACHE_DISABLE": "1"}
 
 
 def die_with_parent(parent: int) -> None:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pericard.audit import checkpoint, default_origin, open_head
+from pericard.audit import note as notes
 from pericard.errors import AuditLogInvalid
 from pericard.keys import LogKey, LogVerifier
 
@@ -22,8 +23,8 @@ def note(key: LogKey) -> bytes:
 
 
 def test_a_head_reads_back(key: LogKey, note: bytes) -> None:
-    assert open_head(note, ORIGIN, key.verifier) == checkpoint.Head(ORIGIN, 12, ROOT)
-    assert checkpoint.claims(note) == checkpoint.Head(ORIGIN, 12, ROOT)
+    assert open_head(note, ORIGIN, key.verifier) == notes.Head(ORIGIN, 12, ROOT)
+    assert notes.claims(note) == notes.Head(ORIGIN, 12, ROOT)
     assert note.startswith(
         b"log.example/ward\n12\nAAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\n\n\xe2\x80\x94 log.example/ward "
     )
@@ -95,7 +96,7 @@ def test_signatures_of_others_are_ignored_up_to_sixteen(key: LogKey, note: bytes
     with pytest.raises(AuditLogInvalid, match="three lines"):
         open_head(note + 16 * witness, ORIGIN, key.verifier)
     with pytest.raises(AuditLogInvalid, match="longer than"):
-        open_head(note + b"\xe2\x80\x94 w " + b"A" * checkpoint.MAX_NOTE + b"\n", ORIGIN, key.verifier)
+        open_head(note + b"\xe2\x80\x94 w " + b"A" * notes.MAX_NOTE + b"\n", ORIGIN, key.verifier)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +125,7 @@ def test_signatures_of_others_are_ignored_up_to_sixteen(key: LogKey, note: bytes
 def test_every_other_spelling_is_malformed(note: bytes, old: bytes, new: bytes) -> None:
     assert old in note
     with pytest.raises(AuditLogInvalid, match="not a signed checkpoint of three lines"):
-        checkpoint.claims(note.replace(old, new, 1))
+        notes.claims(note.replace(old, new, 1))
 
 
 @pytest.mark.parametrize(
@@ -132,23 +133,23 @@ def test_every_other_spelling_is_malformed(note: bytes, old: bytes, new: bytes) 
 )
 def test_malformed_signature_lines_are_refused(note: bytes, tail: bytes) -> None:
     with pytest.raises(AuditLogInvalid, match="three lines"):
-        checkpoint.claims(note + tail)
+        notes.claims(note + tail)
     with pytest.raises(AuditLogInvalid, match="three lines"):
-        checkpoint.claims(note[:-1])
+        notes.claims(note[:-1])
 
 
 def test_publishing_replaces_in_one_step(quick: Path, note: bytes) -> None:
-    assert checkpoint.load(quick) is None
+    assert notes.load(quick) is None
     (quick / ".checkpoint.tmp").write_bytes(b"left by a crash")
-    checkpoint.store(quick, b"old")
-    checkpoint.store(quick, note)
-    assert checkpoint.load(quick) == note
+    notes.store(quick, b"old")
+    notes.store(quick, note)
+    assert notes.load(quick) == note
     assert [entry.name for entry in quick.iterdir()] == ["checkpoint"]
 
 
 def test_a_checkpoint_that_is_too_long_is_not_cut_to_fit(quick: Path, note: bytes, key: LogKey) -> None:
-    (quick / "checkpoint").write_bytes(note + b"\n" * checkpoint.MAX_NOTE)
-    found = checkpoint.load(quick)
+    (quick / "checkpoint").write_bytes(note + b"\n" * notes.MAX_NOTE)
+    found = notes.load(quick)
     assert found is not None
     with pytest.raises(AuditLogInvalid, match="longer than"):
         open_head(found, ORIGIN, key.verifier)
@@ -158,7 +159,7 @@ def test_a_link_in_the_checkpoint_s_place_is_not_followed(quick: Path, note: byt
     (quick / "elsewhere").write_bytes(note)
     (quick / "checkpoint").symlink_to("elsewhere")
     with pytest.raises(OSError, match="symbolic links"):
-        checkpoint.load(quick)
+        notes.load(quick)
     (quick / "checkpoint").unlink()
     os.mkfifo(quick / "checkpoint")
-    assert checkpoint.load(quick) == b""
+    assert notes.load(quick) == b""

@@ -170,3 +170,9 @@ def test_making_a_proof_refuses_what_is_not_there() -> None:
         proof.inclusion_proof(leaves(6), 0, 7)
     with pytest.raises(ValueError, match="fewer leaves"):
         proof.consistency_proof(leaves(6), 3, 7)
+
+
+def test_between_different_sizes_an_empty_proof_proves_nothing() -> None:
+    for old in (3, 4):
+        with pytest.raises(SplitView):
+            proof.check_consistency(old, naive_root(leaves(old)), 5, naive_root(leaves(5)), [])

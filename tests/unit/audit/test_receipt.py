@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from pericard.audit import AuditLog, checkpoint, open_receipt, record, segment
+from pericard.audit import note as notes
 from pericard.audit.proof import leaf_hash
 from pericard.audit.receipt import Receipt, receipt
 from pericard.errors import AuditLogInvalid, RecordAltered
@@ -54,11 +55,11 @@ def test_every_record_has_a_receipt_that_opens_offline(log: AuditLog, quick: Pat
 
 
 def test_a_receipt_prefers_the_published_head(log: AuditLog, quick: Path) -> None:
-    assert checkpoint.claims(receipt(quick / "log", 2).head).size == 4  # its own group's
+    assert notes.claims(receipt(quick / "log", 2).head).size == 4  # its own group's
     log.publish()
     assert receipt(quick / "log", 2).head == log.head
     log.commit([{"name": "later"}])
-    assert receipt(quick / "log", 2).head == checkpoint.load(quick / "log")
+    assert receipt(quick / "log", 2).head == notes.load(quick / "log")
     assert receipt(quick / "log", 7).head == log.head
 
 
@@ -100,7 +101,7 @@ def test_no_receipt_is_made_from_a_damaged_log(log: AuditLog, quick: Path) -> No
 
 
 def test_a_published_head_beyond_the_log_is_noticed(log: AuditLog, quick: Path, key: LogKey) -> None:
-    checkpoint.store(quick / "log", checkpoint.sign(log.origin, 9, bytes(32), key))
+    notes.store(quick / "log", checkpoint.sign(log.origin, 9, bytes(32), key))
     for index in (0, 8):
         with pytest.raises(AuditLogInvalid, match="is not in the log"):
             receipt(quick / "log", index)

@@ -9,7 +9,8 @@ from types import ModuleType
 
 import pytest
 
-from pericard.audit import AuditLog, open_receipt, record, records
+from pericard.audit import AuditLog, log, open_receipt, record, records, segment
+from pericard.audit import note as notes
 from pericard.audit.proof import CompactRange, check_consistency, check_inclusion, consistency_proof, inclusion_proof
 from pericard.audit.verify import verify
 from pericard.errors import AuditError, AuditLogInvalid
@@ -70,8 +71,8 @@ def test_the_writer_refuses_or_goes_on_as_expected(name: str, quick: Path) -> No
     key = LogKey(bytes(range(64)))
     code = expected.get("writer", expected["code"])
     if code in (None, "goes on"):
-        with AuditLog.open(directory, key=key) as log:
-            assert log.next_index == expected.get("size", log.next_index)
+        with AuditLog.open(directory, key=key) as opened:
+            assert opened.next_index == expected.get("size", opened.next_index)
         return
     with pytest.raises(AuditError) as refused:
         AuditLog.open(directory, key=key)
@@ -112,6 +113,26 @@ def test_the_examples_hold() -> None:
     for text in EXAMPLES["not_records"]:
         with pytest.raises(AuditLogInvalid):
             record.parse(text.encode())
+
+
+def test_the_specification_states_this_code_s_limits_and_errors() -> None:
+    page = (VECTORS.parents[1] / "docs" / "spec" / "audit-log.md").read_text("utf-8")
+    for name, value in {
+        "record": f"{record.MAX_RECORD} bytes",
+        "depth of a record": record.MAX_DEPTH,
+        "head": f"{notes.MAX_NOTE} bytes",
+        "signature lines": notes.MAX_SIGNATURES,
+        "records in a group": log.MAX_RECORDS,
+        "group": f"{segment.MAX_GROUP} bytes",
+        "segment as written": f"{log.SEGMENT_BYTES} bytes",
+        "segment as read": f"{segment.MAX_SEGMENT} bytes",
+        "size of a log": f"{notes.MAX_SIZE} records",
+    }.items():
+        assert f"\n| {name} | {value} |\n" in page
+    assert f'"{record.OPENING_KEY_CONTEXT}"' in page
+    assert f"every {log.CHECKPOINT_EVERY} groups" in page
+    for kind in AuditError.__subclasses__():
+        assert f"| `{kind.code}` |" in page
 
 
 def test_the_receipts_open() -> None:

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pericard.audit import AuditLog, checkpoint, record, records, segment
+from pericard.audit import AuditLog, checkpoint, published, reading, record, records, segment
 from pericard.audit.proof import CompactRange, leaf_hash
-from pericard.audit.verify import raw_records, verify
+from pericard.audit.reading import raw_records
+from pericard.audit.verify import verify
 from pericard.errors import AuditLogInvalid, LogTruncated, RecordAltered, SplitView
 from pericard.keys import LogKey
 
@@ -156,3 +158,27 @@ def test_records_leave_out_a_torn_tail_and_refuse_damage(opened: Opener, quick: 
 
 def test_an_empty_directory_has_no_records(quick: Path) -> None:
     assert list(records(quick)) == []
+
+
+def test_what_may_be_sent_is_what_the_published_head_covers(opened: Opener, quick: Path) -> None:
+    log = opened()
+    assert published(quick / "log") == 0
+    log.commit([{"name": 0}, {"name": 1}])
+    assert published(quick / "log") == 0
+    log.publish()
+    log.commit([{"name": 2}])
+    assert published(quick / "log") == 2
+    assert [at for at, _ in records(quick / "log", stop=published(quick / "log"))] == [0, 1]
+    (quick / "log" / "checkpoint").write_bytes(b"garbage")
+    with pytest.raises(AuditLogInvalid, match="not a signed checkpoint"):
+        published(quick / "log")
+
+
+def test_reading_takes_no_keys() -> None:
+    source = Path(reading.__file__).parent
+    needed = {"reading", "segment", "note", "record"}
+    for name in needed:
+        text = (source / f"{name}.py").read_text("utf-8")
+        assert "pericard.keys" not in text
+        found = re.findall(r"^from pericard\.audit(?:\.(\w+))? import (.*)$", text, re.MULTILINE)
+        assert {module or part.strip() for module, parts in found for part in parts.split(",")} <= needed | {"MAX_NOTE"}

@@ -68,7 +68,7 @@ def refused(file: TokenFile, token: str) -> None:
         file.authenticate(token)
     # one message, whatever was wrong
     assert error.value.message == "credential: is not valid"
-    assert token not in str(error.value.hint) + error.value.message
+    assert len(token) < 8 or token not in str(error.value.hint) + error.value.message
 
 
 # --- what a token is, and what is kept of it ------------------------------------------------------------------------
@@ -270,7 +270,7 @@ def test_two_tokens_of_one_name_overlap_while_a_caller_changes_over(file: TokenF
 def test_revoking_what_is_not_there_is_an_error(file: TokenFile) -> None:
     issue(file)
 
-    with pytest.raises(ConfigError, match="token nobody"):
+    with pytest.raises(ConfigError, match="there is none"):
         file.revoke("nobody")
 
 

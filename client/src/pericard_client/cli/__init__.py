@@ -84,7 +84,7 @@ def _group() -> None:
 @_server_options
 def _ready(**server: object) -> int:
     """Ask whether the server can answer; if not, exit with 4."""
-    from pericard_client.cli import verbs  # noqa: PLC0415 - keeps --help fast
+    from pericard_client.cli import verbs
 
     return verbs.ready(server)
 
@@ -95,7 +95,7 @@ def _ready(**server: object) -> int:
 @_server_options
 def _model(name: str | None, out: str, **server: object) -> None:
     """Describe the model NAME; without it, list the models that the token may use."""
-    from pericard_client.cli import verbs  # noqa: PLC0415 - keeps --help fast
+    from pericard_client.cli import verbs
 
     verbs.model(name, out, server)
 
@@ -123,6 +123,6 @@ def _predict(files: tuple[Path, ...], picture: Path | None, out: str, **options:
     """
     if picture is not None and len(files) > 1:
         raise click.UsageError("--plot draws one FILE")
-    from pericard_client.cli import verbs  # noqa: PLC0415 - keeps --help fast
+    from pericard_client.cli import verbs
 
     return verbs.PredictRun(options, picture, out).run(files)

@@ -21,9 +21,9 @@ from typing import Final, NamedTuple, Self
 
 import msgspec
 
-from pericard.audit import checkpoint, record, segment
+from pericard.audit import checkpoint, note, record, segment
 from pericard.audit.proof import CompactRange, leaf_hash
-from pericard.audit.verify import check_reach, remember, replay
+from pericard.audit.verify import check_reach, known_heads, replay
 from pericard.errors import AuditLogInvalid, AuditUnavailable, LogTruncated
 from pericard.keys import LogKey
 
@@ -68,7 +68,6 @@ class AuditLog:
     def __init__(
         self,
         directory: Path,
-        *,
         origin: str,
         key: LogKey,
         segment_bytes: int,
@@ -117,14 +116,7 @@ class AuditLog:
         checkpoint.check_origin(name)
         if not 0 < segment_bytes <= segment.MAX_SEGMENT // 2:
             raise AuditLogInvalid(f"audit log: segments of {segment_bytes} bytes are not possible")
-        log = cls(
-            directory,
-            origin=name,
-            key=key,
-            segment_bytes=segment_bytes,
-            checkpoint_every=checkpoint_every,
-            clock=clock,
-        )
+        log = cls(directory, name, key, segment_bytes, checkpoint_every, clock)
         try:
             log._lock = _lock(directory)
             log._recover()
@@ -193,7 +185,7 @@ class AuditLog:
         head = self._durable.head
         if head is not None and self._unpublished:
             with self._writing():
-                checkpoint.store(self._directory, head)
+                note.store(self._directory, head)
             self._unpublished = 0
         return head
 
@@ -287,10 +279,8 @@ class AuditLog:
 
     def _recover(self) -> None:
         """Check everything on disk against the key and the published head; cut the torn tail."""
-        known: dict[int, bytes] = {}
-        published = checkpoint.load(self._directory)
-        if published is not None:
-            remember(known, checkpoint.open_head(published, self.origin, self._key.verifier))
+        published = note.load(self._directory)
+        known = known_heads([published] if published is not None else [], self.origin, self._key.verifier)
         segments = segment.listing(self._directory)
         if segments:
             _refresh(segments[-1].path)

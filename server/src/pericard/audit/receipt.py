@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pericard.audit import checkpoint, proof, record, segment
-from pericard.audit.verify import raw_records, reading
+from pericard.audit import checkpoint, note, proof, record, segment
+from pericard.audit.reading import raw_records, reading
 from pericard.errors import AuditLogInvalid, RecordAltered
 from pericard.keys import LogVerifier
 
@@ -45,23 +45,23 @@ def receipt(directory: Path, index: int) -> Receipt:
         RecordAltered: the log's records do not lead to the head.
     """
     with reading(directory):
-        note = checkpoint.load(directory)
-    if note is None or checkpoint.claims(note).size <= index:
-        note = _own_head(directory, index)
-    head = checkpoint.claims(note)
+        signed = note.load(directory)
+    if signed is None or note.claims(signed).size <= index:
+        signed = _own_head(directory, index)
+    head = note.claims(signed)
     found: dict[int, bytes] = {}
     try:
         path = proof.inclusion_proof(_leaves(directory, head.size, index, found), index, head.size)
     except ValueError as error:
         raise AuditLogInvalid(f"record {index}: is not in the log") from error
     proof.check_inclusion(proof.leaf_hash(found[index]), index, head.size, path, head.root)
-    return Receipt(index, found[index], tuple(path), note)
+    return Receipt(index, found[index], tuple(path), signed)
 
 
 def open_receipt(
     data: bytes,
     path: Sequence[bytes],
-    note: bytes,
+    signed: bytes,
     *,
     verifier: LogVerifier,
     origin: str | None = None,
@@ -74,7 +74,7 @@ def open_receipt(
     Args:
         data: the record's bytes.
         path: the inclusion proof.
-        note: the signed head.
+        signed: the head, a signed note.
         verifier: the log's public key.
         origin: the log's name; by default the one that a log of this key gets.
         opening_key: the record's 32-byte opening key; needed for the next two.
@@ -88,22 +88,22 @@ def open_receipt(
         RecordAltered: the record is not the one that was signed, or commits to another input or answer.
         AuditLogInvalid: the head or the record is malformed, or not of this log.
     """
-    head = checkpoint.open_head(note, checkpoint.default_origin(verifier) if origin is None else origin, verifier)
+    head = checkpoint.open_head(signed, checkpoint.default_origin(verifier) if origin is None else origin, verifier)
     fields = record.parse(data)
     index = fields.get("index")
     if type(index) is not int:
         raise AuditLogInvalid("receipt: its record carries no index")
     proof.check_inclusion(proof.leaf_hash(data), index, head.size, path, head.root)
-    if input_bytes is not None:
-        _check_commitment(fields, index, opening_key, "input", input_bytes)
-    if answer_bytes is not None:
-        _check_commitment(fields, index, opening_key, "answer", answer_bytes)
+    _check_commitment(fields, index, opening_key, "input", input_bytes)
+    _check_commitment(fields, index, opening_key, "answer", answer_bytes)
     return fields
 
 
 def _check_commitment(
-    fields: dict[str, object], index: int, opening_key: bytes | None, label: record.Label, data: bytes
+    fields: dict[str, object], index: int, opening_key: bytes | None, label: record.Label, data: bytes | None
 ) -> None:
+    if data is None:
+        return
     if opening_key is None or len(opening_key) != record.OPENING_KEY_SIZE:
         raise AuditLogInvalid(f"record {index}: opening its {label} takes its opening key of 32 bytes")
     said = fields.get(label)

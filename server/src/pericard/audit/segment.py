@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from pericard.audit.checkpoint import MAX_NOTE
+from pericard.audit.note import MAX_NOTE
 from pericard.audit.record import MAX_RECORD
 from pericard.errors import AuditLogInvalid, LogTruncated, RecordAltered
 

@@ -8,12 +8,12 @@ concerns. The numbered steps are those of ``docs/spec/audit-log.md``.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pericard.audit import checkpoint, proof, record, segment
+from pericard.audit import checkpoint, note, proof, record, segment
+from pericard.audit.reading import reading
 from pericard.errors import AuditError, AuditLogInvalid, LogTruncated, RecordAltered, SplitView
 from pericard.keys import LogVerifier
 
@@ -83,15 +83,10 @@ def verify(directory: Path, *, verifier: LogVerifier, origin: str | None = None,
         AuditLogInvalid: this is not a log of this key and name, or there is nothing signed in it.
     """
     name = checkpoint.default_origin(verifier) if origin is None else origin
+    outside = known_heads(heads, name, verifier)  # 1. every known head opens, and no two disagree
     with reading(directory):
-        # 1. every known head opens, and no two disagree
-        known: dict[int, bytes] = {}
-        for note in heads:
-            remember(known, checkpoint.open_head(note, name, verifier))
-        covered = max(known, default=0)
-        published = checkpoint.load(directory)
-        if published is not None:
-            remember(known, checkpoint.open_head(published, name, verifier))
+        published = note.load(directory)
+        known = known_heads([published] if published is not None else [], name, verifier, beside=outside)
         # 2. the segments; that each begins where the one before it ended is checked as they are read, in 3. to 7.
         segments = segment.listing(directory)
         found = replay(segments, origin=name, verifier=verifier, known=known)
@@ -103,40 +98,12 @@ def verify(directory: Path, *, verifier: LogVerifier, origin: str | None = None,
         origin=name,
         size=found.tree.size,
         root=found.tree.root().hex(),
-        covered=covered,
+        covered=max(outside, default=0),
         segments=len(segments),
         torn=found.torn,
         first_time=found.first_time,
         last_time=found.last_time,
     )
-
-
-def records(directory: Path, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, dict[str, object]]]:
-    """Yield (index, record) for what lies under a head, in order; checks structure, not signatures.
-
-    Works beside a running log; a torn tail is left out. The newest group may not be durable yet: whoever sends records
-    away stops at the size of the published checkpoint (``stop``), which only ever covers durable ones.
-
-    Raises:
-        RecordAltered: a frame or a record is damaged.
-        LogTruncated: a segment is missing.
-        AuditLogInvalid: the directory cannot be read as a log.
-    """
-    for index, data in raw_records(directory, start, stop):
-        yield index, record.parse(data)
-
-
-def raw_records(directory: Path, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, bytes]]:
-    """As :func:`records`, with each record's bytes."""
-    with reading(directory):
-        segments = segment.listing(directory)
-        at = max((place for place, part in enumerate(segments) if part.first <= start), default=0)
-        for group in segment.Walk(segments[at:], segments[at].first if at else 0):
-            for index, data in enumerate(group.records, group.first):
-                if stop is not None and index >= stop:
-                    return
-                if index >= start:
-                    yield index, data
 
 
 def replay(
@@ -148,23 +115,19 @@ def replay(
     tree: proof.CompactRange | None = None,
     thorough: bool = True,
 ) -> History:
-    """Recompute the tree from the records and hold every head against it.
+    """Recompute the tree from the records and hold every head against it; raises as :func:`verify`.
 
     Args:
         segments: consecutive segments, the first one beginning where ``tree`` ends.
         origin: the log's name.
         verifier: the log's public key.
-        known: root by size of heads that were verified already.
+        known: root by size of heads that were opened already.
         tree: the tree before the first segment; empty by default.
-        thorough: also parse every record and check every signature; otherwise only the first and the last signature
-            are checked, and since the last one covers every record, an altered record is found all the same.
-
-    Raises:
-        RecordAltered, LogTruncated, SplitView, AuditLogInvalid: as :func:`verify`.
+        thorough: also parse every record and check every signature, not only the first and the last one, which
+            covers every record.
     """
     found = History(proof.CompactRange() if tree is None else tree.copy())
-    strange = _differs(found.tree, known)
-    if strange is not None:
+    if (strange := _differs(found.tree, known)) is not None:
         raise _split(strange)
     last: segment.Group | None = None
     walk = segment.Walk(segments, found.tree.size)
@@ -175,27 +138,34 @@ def replay(
                 found.first_time = found.first_time or found.last_time
             found.tree.append(proof.leaf_hash(data))  # 5. leaves
             strange = _differs(found.tree, known) if strange is None else strange
-        if thorough or last is None:
-            _check_head(group, found.tree, origin, verifier, first=last is None)  # 6. heads
-        elif not group.head.startswith(checkpoint.body(origin, found.tree.size, found.tree.root()) + b"\n"):
+        if thorough or not last:
+            _check_head(group, found.tree, origin, verifier, first=not last)  # 6. heads
+        elif not group.head.startswith(note.body(origin, found.tree.size, found.tree.root()) + b"\n"):
             raise _mismatch(group)
         if strange is not None:  # 7. known heads; only now, since records that this log did not sign accuse nobody
             raise _split(strange)
         last, found.head = group, group.head
-    if last is not None and not thorough:
+    if last and not thorough:
         _check_head(last, found.tree, origin, verifier, first=False)
     found.end, found.torn = walk.end, walk.torn
     return found
 
 
-def remember(known: dict[int, bytes], head: checkpoint.Head) -> None:
-    """Add a verified head to the known ones.
+def known_heads(
+    notes: Iterable[bytes], origin: str, verifier: LogVerifier, *, beside: Mapping[int, bytes] | None = None
+) -> dict[int, bytes]:
+    """Open heads, and return root by size, together with those known before (``beside``).
 
     Raises:
-        SplitView: another one has the same size and another root.
+        AuditLogInvalid: one does not open.
+        SplitView: two have the same size and different roots.
     """
-    if known.setdefault(head.size, head.root) != head.root:
-        raise SplitView(f"heads of {head.size} records: two of them differ, so they belong to two histories")
+    known = dict(beside or {})
+    for signed in notes:
+        head = checkpoint.open_head(signed, origin, verifier)
+        if known.setdefault(head.size, head.root) != head.root:
+            raise SplitView(f"heads of {head.size} records: two of them differ, so they belong to two histories")
+    return known
 
 
 def check_reach(size: int, known: Iterable[int]) -> None:
@@ -210,16 +180,6 @@ def check_reach(size: int, known: Iterable[int]) -> None:
             f"records {size} to {longest - 1}: a signed head covers them and they are gone",
             hint="keep what is left as evidence; restore the log from a copy that holds them",
         )
-
-
-@contextmanager
-def reading(directory: Path) -> Iterator[None]:
-    """Name a directory that cannot be read."""
-    try:
-        yield
-    except OSError as error:
-        reason = (error.strerror or "i/o error").lower()
-        raise AuditLogInvalid(f"{directory}: cannot be read as an audit log: {reason}") from error
 
 
 def _differs(tree: proof.CompactRange, known: Mapping[int, bytes]) -> int | None:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 
@@ -35,9 +35,9 @@ _NOBODY = bytes(32)
 class TokenRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is kept of one token; times are Unix seconds."""
 
-    id: str
+    id: Annotated[str, msgspec.Meta(pattern="^[a-z2-7]{10}$")]
     name: str
-    hash: str
+    hash: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
     operations: tuple[str, ...]
     models: tuple[str, ...]
     created: int
@@ -68,7 +68,7 @@ class TokenFile:
         self._key_path = path.with_suffix(".key")
         self._records: dict[str, TokenRecord] = {}
         self._key = b""
-        self._seen: tuple[int, int, int] | None = None
+        self._seen: tuple[tuple[int, int, int], ...] | None = None
         self._checked = float("-inf")
 
     def authenticate(self, token: str) -> Principal:
@@ -112,8 +112,8 @@ class TokenFile:
             raise ConfigError(f"token {name}: must last 1 to 3660 days")
         now = int(time.time())
         with self._locked():
-            self._make_key()
             self._load()
+            self._make_key()
             token_id = base64.b32encode(os.urandom(7)).decode("ascii").lower()[:10]
             secret = base64.urlsafe_b64encode(os.urandom(32)).decode("ascii").rstrip("=")
             token = f"pcd_{token_id}_{secret}"
@@ -147,11 +147,11 @@ class TokenFile:
             return
         self._checked = now
         try:
-            found = self._path.stat()
+            found = (self._path.stat(), self._key_path.stat())
         except OSError:
             self._records, self._seen = {}, None
             return
-        seen = (found.st_ino, found.st_mtime_ns, found.st_size)
+        seen = tuple((one.st_ino, one.st_mtime_ns, one.st_size) for one in found)
         if seen != self._seen:
             try:
                 self._load()
@@ -160,38 +160,35 @@ class TokenFile:
             self._seen = seen
 
     def _load(self) -> None:
+        """Read both files; none at all is a site without tokens.
+
+        Raises:
+            ConfigError: one of them is damaged, or the file is there without its key.
+        """
         try:
-            contents = msgspec.json.decode(self._path.read_bytes(), type=_Contents)
-            self._key = self._key_path.read_bytes()
-        except FileNotFoundError:
-            self._records = {}
-            return
-        except (OSError, msgspec.DecodeError) as error:
+            text, key = _read(self._path), _read(self._key_path)
+            contents = msgspec.json.decode(text, type=_Contents) if text is not None else _Contents(_FORMAT, ())
+        except (OSError, ValueError, RecursionError, msgspec.DecodeError) as error:
             raise ConfigError(f"{self._path}: cannot be read as a token file") from error
-        if contents.format != _FORMAT or len(self._key) != _KEY_SIZE:
+        if text is not None and key is None:
+            raise ConfigError(
+                f"{self._path}: its key {self._key_path.name} is missing",
+                hint="restore it from a backup; or remove the token file, and every caller gets a new token",
+            )
+        if contents.format != _FORMAT or (key is not None and len(key) != _KEY_SIZE):
             raise ConfigError(f"{self._path}: is not a token file, or its key is damaged")
+        self._key = key or b""
         self._records = {record.id: record for record in contents.tokens}
 
     def _make_key(self) -> None:
-        try:
-            descriptor = os.open(self._key_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except FileExistsError:
-            self._key = self._key_path.read_bytes()
-            return
-        self._key = os.urandom(_KEY_SIZE)
-        try:
-            os.write(descriptor, self._key)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        if not self._key:
+            key = os.urandom(_KEY_SIZE)
+            _replace(self._key_path, key)
+            self._key = key
 
     def _write(self, records: dict[str, TokenRecord]) -> None:
         contents = _Contents(_FORMAT, tuple(sorted(records.values(), key=lambda record: record.created)))
-        with tempfile.NamedTemporaryFile(dir=self._path.parent, prefix=".tokens.", delete=False) as out:
-            out.write(msgspec.json.format(msgspec.json.encode(contents)) + b"\n")
-            out.flush()
-            os.fsync(out.fileno())
-        Path(out.name).replace(self._path)
+        _replace(self._path, msgspec.json.format(msgspec.json.encode(contents)) + b"\n")
         self._records = records
 
     @contextmanager
@@ -210,3 +207,31 @@ class TokenFile:
             raise ConfigError(f"{self._path}: cannot be written: {reason}") from error
         finally:
             os.close(descriptor)
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Replace a file whole or not at all; what root writes belongs to whom the folder belongs, who runs the server."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as out:
+        try:
+            if os.geteuid() == 0:
+                owner = path.parent.stat()
+                os.fchown(out.fileno(), owner.st_uid, owner.st_gid)
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+            Path(out.name).replace(path)
+        except BaseException:
+            Path(out.name).unlink(missing_ok=True)
+            raise
+    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -249,7 +249,7 @@ class Supervisor:
         try:
             socket.send_fds(child.control, [message], descriptors)
         except OSError:
-            _logger.warning("%s no longer listens", child.role)
+            _logger.debug("%s no longer listens", child.role)  # its end is heard on the same socket
 
     def _stop(self) -> None:
         """Stop the edge first, so that what it accepted is still answered; then the engine."""

@@ -9,8 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import ssl
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import uvicorn
@@ -26,6 +29,15 @@ from pericard.pipe import EngineLink
 _KEEP_ALIVE_SECONDS = 75
 _BACKLOG = 1024
 _CONTROL_SIZE = 64
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: those raise the signal again once it has stopped, which would end us."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to :meth:`Edge.serve`."""
+        yield
 
 
 class Edge:
@@ -59,10 +71,13 @@ class Edge:
             timeout_graceful_shutdown=int(values.drain_seconds),
             ssl_context_factory=None if context is None else lambda *_: context,
         )
-        self.server = uvicorn.Server(config)
+        self.server = _Server(config)
 
     async def serve(self, listener: socket.socket, control: socket.socket | None = None) -> None:
-        """Serve until asked to stop."""
+        """Serve until asked to stop, by the supervisor or by a signal."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, self._stop)
         if control is not None:
             control.setblocking(False)
             self._control_socket = control
@@ -74,6 +89,9 @@ class Edge:
         """Use a new certificate for new connections; a bad one leaves the old one in use."""
         if self._tls is not None:
             _load(self._tls, self._values)
+
+    def _stop(self) -> None:
+        self.server.should_exit = True
 
     def _joined(self) -> None:
         """Tell the supervisor that requests can be answered now."""
@@ -94,7 +112,7 @@ class Edge:
         elif message == b"reload":
             self.reload()
         elif message == b"stop":
-            self.server.should_exit = True
+            self._stop()
         else:
             os._exit(1)  # the supervisor is gone, and with it everything that answers could rest on
 

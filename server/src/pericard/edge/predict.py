@@ -12,7 +12,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from pericard.errors import ContractMismatch, InvalidInput, MalformedRequest, PericardError
 from pericard.pipe import Frame
@@ -162,16 +161,9 @@ def prediction(frame: Frame, model: Model) -> dict[str, Any]:
         shape = output["shape"][1:]
         count = int(np.prod(shape, dtype=np.int64))
         array = np.frombuffer(frame.body, dtype=output["dtype"], count=count, offset=offset).reshape(shape)
-        outputs[output["name"]] = _numbers(array)
+        outputs[output["name"]] = array.tolist()
         offset += array.nbytes
     return {"status": "ok", "outputs": outputs, "receipt": frame.meta["receipt"]}
-
-
-def _numbers(array: NDArray[np.generic]) -> object:
-    """Numbers as Python's; a value that JSON cannot hold becomes null."""
-    finite = np.isfinite(array) if array.dtype.kind == "f" else np.ones(array.shape, dtype=bool)
-    found: object = array.tolist() if finite.all() else np.where(finite, array, np.array(None)).tolist()
-    return found
 
 
 def failure(error: PericardError) -> dict[str, Any]:

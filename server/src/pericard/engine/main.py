@@ -7,6 +7,7 @@ a stop, or is gone, which ends the engine at once.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import threading
@@ -21,7 +22,7 @@ from pericard.engine.repository import Repository
 from pericard.engine.scheduler import Scheduler
 from pericard.engine.service import Service
 from pericard.engine.values import EngineValues
-from pericard.errors import PericardError
+from pericard.errors import AuditUnavailable, PericardError
 from pericard.keys import Identity, LogKey, Publisher
 from pericard.metrics import Metrics
 from pericard.pipe import EdgeLink
@@ -49,9 +50,9 @@ class Engine:
         self._metrics = Metrics()
         self._metrics.build.info({"version": values.version, "runtime": runtime.digest})
         self._scheduler = Scheduler(values.queue, self._max_batch)
-        exported.set_threads(values.threads)
-        device = exported.pick_device(values.device)
         try:
+            exported.set_threads(values.threads)
+            device = exported.pick_device(values.device)
             state = TrustState(Path(values.trust_state))
             publishers = tuple(Publisher.read(path) for path in values.paths(values.publishers))
             self._policy = Policy(publishers, state, runtime=runtime.digest)
@@ -80,6 +81,9 @@ class Engine:
 
     def attach(self, sock: socket.socket) -> None:
         """Serve one more edge through a connected socket."""
+        for gone in [link for link in self._links if not link.open]:
+            self._links.remove(gone)
+            gone.close()
         link = EdgeLink(sock, self._service.receive)
         self._links.append(link)
         link.catalog(self._repository.catalog())
@@ -95,8 +99,9 @@ class Engine:
         """Answer what waits, record the stop, close everything."""
         self._scheduler.stop()
         self._thread.join(timeout=10)
-        if self._log.available:
-            self._log.commit([{"event": "stop"}])
+        if self._log.available and not self._thread.is_alive():
+            with contextlib.suppress(AuditUnavailable):  # the disk is full: the next start says what is missing
+                self._log.commit([{"event": "stop"}])
         self.close()
 
     def close(self) -> None:
@@ -126,7 +131,11 @@ class Engine:
             with SealedModel(path) as source:
                 verified = source.verify(self._policy.publishers)
                 model = load(verified, identity, self._policy, device=device, now=now, memory_budget=budget)
-                self._repository.add(model)
+                try:
+                    self._repository.add(model)
+                except PericardError:
+                    model.close()
+                    raise
                 # only what passed its known answers may teach us a floor
                 self._policy.served(verified, now)
         except PericardError as error:

@@ -15,6 +15,8 @@ from pericard.errors import PericardError, UnknownModel, UnsupportedModel
 from pericard.runtime.loader import LoadedModel
 from pericard.sealed import Signal
 
+_LAST_DATE = 253402300799  # 9999-12-31T23:59:59Z; a grant may last longer, a date cannot be written
+
 
 class Repository:
     """Loaded models."""
@@ -84,7 +86,7 @@ class Repository:
             licence = self.licence(model, now)
         except PericardError as error:
             licence = error.code
-        end = datetime.fromtimestamp(model.licence.grant.not_after, UTC)
+        end = datetime.fromtimestamp(min(model.licence.grant.not_after, _LAST_DATE), UTC)
         return {
             "identity": self.identity(model),
             "platform": "pytorch_exported",

@@ -17,6 +17,8 @@ from typing import Any
 from pericard.errors import ModelNotReady, Overloaded
 from pericard.pipe import EdgeLink
 
+_MOST_EVENTS = 10_000
+
 
 @dataclass(slots=True)
 class Job:
@@ -25,7 +27,7 @@ class Job:
     Attributes:
         link: where the answer goes.
         request: the edge's number for it.
-        meta: what the edge said of it: model, principal, credential, request id, address.
+        meta: what the edge said of it, as short text: model, principal, credential, request id, address.
         body: the input's bytes.
         deadline: ``time.monotonic()`` after which nobody waits.
         accepted: ``time.monotonic()`` when it was accepted.
@@ -34,7 +36,7 @@ class Job:
 
     link: EdgeLink
     request: int
-    meta: dict[str, Any]
+    meta: dict[str, str]
     body: bytes
     deadline: float
     accepted: float = field(default_factory=time.monotonic)
@@ -43,7 +45,7 @@ class Job:
     @property
     def model(self) -> str:
         """Name of the model it asks."""
-        return str(self.meta["model"])
+        return self.meta["model"]
 
 
 Work = tuple[list[Job], list[dict[str, Any]]]
@@ -57,7 +59,7 @@ class Scheduler:
         self._limit = limit
         self._max_batch = max_batch
         self._jobs: deque[Job] = deque()
-        self._events: deque[dict[str, Any]] = deque(maxlen=10_000)
+        self._events: list[dict[str, Any]] = []
         self._changed = threading.Condition()
         self._stopping = False
 
@@ -76,11 +78,14 @@ class Scheduler:
             self._jobs.append(job)
             self._changed.notify()
 
-    def record(self, event: dict[str, Any]) -> None:
-        """Queue an event for the audit log; never waits. Beyond a bound the oldest unwritten event is dropped."""
+    def record(self, event: dict[str, Any]) -> bool:
+        """Queue an event for the audit log; never waits. False if too many wait already, and it was not taken."""
         with self._changed:
+            if len(self._events) >= _MOST_EVENTS:
+                return False
             self._events.append(event)
             self._changed.notify()
+            return True
 
     def cancel(self, link: EdgeLink, request: int) -> None:
         """Mark a queued job whose caller left."""
@@ -96,8 +101,7 @@ class Scheduler:
                 self._changed.wait(timeout)
             if self._stopping and not self._jobs and not self._events:
                 return None
-            events = list(self._events)
-            self._events.clear()
+            events, self._events = self._events, []
             return self._batch(), events
 
     def _batch(self) -> list[Job]:

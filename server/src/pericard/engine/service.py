@@ -8,19 +8,22 @@ Whatever goes wrong with one item becomes that item's error; only an audit failu
 from __future__ import annotations
 
 import itertools
+import logging
 import time
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pericard.audit import AuditLog, commit, opening_key
+from pericard.audit import AuditLog, Entry, commit, opening_key
+from pericard.audit.log import MAX_RECORDS
 from pericard.engine import quality
+from pericard.engine.refusals import Refusals
 from pericard.engine.repository import Repository
 from pericard.engine.scheduler import Job, Scheduler
 from pericard.errors import (
+    AuditError,
     AuditUnavailable,
     BackendFailed,
     DeadlineExceeded,
@@ -28,6 +31,8 @@ from pericard.errors import (
     MalformedRequest,
     NotInterpretable,
     PericardError,
+    PipeError,
+    leaves,
 )
 from pericard.keys import LogKey
 from pericard.metrics import Metrics
@@ -35,11 +40,13 @@ from pericard.pipe import EdgeLink, Frame, FrameType, encode
 from pericard.pipe.engine_end import error_frame
 from pericard.runtime.loader import LoadedModel
 
+_logger = logging.getLogger(__name__)
 _MAX_WAIT_MS = 600_000
+_LONGEST = 200
 _TICK_SECONDS = 0.5
-_REFUSAL_SECONDS = 60.0
-_REFUSAL_RECORDS = 1000
-_EVENT_FIELDS = ("event", "code", "principal", "credential", "address", "request", "model", "operation")
+_MOST_WAITING = 10_000  # records that wait for a log that cannot be written
+_CALLER_FIELDS = ("principal", "credential", "address", "request")
+_EVENT_FIELDS = ("event", "code", *_CALLER_FIELDS, "model", "operation")
 
 
 class _Item:
@@ -76,8 +83,9 @@ class Service:
         self._metrics = metrics
         self._scheduler = scheduler
         self._threads = threads
-        self._refused: Counter[tuple[str, str]] = Counter()
-        self._refused_since = time.monotonic()
+        self._refusals = Refusals()
+        self._codes = frozenset(leaves())
+        self._waiting: list[dict[str, Any]] = []  # records of events that are not durable yet
         self._reopened = float("-inf")
         metrics.audit_available.set(1)
 
@@ -97,7 +105,19 @@ class Service:
         elif frame.type is FrameType.CANCEL:
             self._scheduler.cancel(link, frame.request)
         elif frame.type is FrameType.EVENT:
-            self._scheduler.record({name: str(frame.meta[name])[:200] for name in _EVENT_FIELDS if name in frame.meta})
+            self._event(_fields(frame.meta, _EVENT_FIELDS))
+        else:
+            raise PipeError(f"pipe: an edge sent a frame of type {frame.type.name}")
+
+    def _event(self, event: dict[str, str]) -> None:
+        """Count an event; a refusal of a stranger becomes part of a minute's sum instead of a record."""
+        code = event.get("code", "")
+        if code:
+            self._metrics.requests.labels(code if code in self._codes else "unknown").inc()
+        if event.get("event") == "refused" and "principal" not in event:
+            self._refusals.add(event.get("address", ""), code)
+        elif not self._scheduler.record(event):
+            self._refusals.suppress(1)
 
     # --- the engine's thread -----------------------------------------------------------------------------------------
 
@@ -105,58 +125,37 @@ class Service:
         """Work until the scheduler is stopped and empty."""
         while (work := self._scheduler.take(_TICK_SECONDS)) is not None:
             self.process(*work)
-        self._flush_refusals(force=True)
+        self._keep(self._refusals.due(force=True))
+        self.process([], [])
 
     def process(self, jobs: list[Job], events: list[dict[str, Any]]) -> None:
         """Answer one batch of one model and record it together with the events."""
         items = [_Item(job) for job in jobs if not job.cancelled]
-        records = [event for event in map(self._count, events) if event is not None]
-        records += self._flush_refusals()
+        self._keep(events + self._refusals.due())
         try:
             self._require_log()
             if items:
                 self._compute(items)
-            index = self._log.next_index + len(records)
+            index = self._log.next_index + len(self._waiting)
             keys = [opening_key(self._key.commitment_key, index + place) for place in range(len(items))]
-            records += [self._record(item, key) for item, key in zip(items, keys, strict=True)]
-            entries = self._commit(records)
-        except AuditUnavailable as error:
+            entries = self._commit([self._record(item, key) for item, key in zip(items, keys, strict=True)])
+        except AuditError as error:
             self._metrics.audit_available.set(0)
-            self._refuse(items, error)
+            if not isinstance(error, AuditUnavailable):
+                _logger.critical("nothing is answered until an operator looked at the log: %s", error.message)
+            self._refuse(items, AuditUnavailable("audit log: cannot be written at the moment", hint="try again later"))
             return
-        answered = entries[len(entries) - len(items) :]
         self._reply(
             (item, {"log": self._log.origin, "index": entry.index, "leaf": entry.leaf, "opening_key": key.hex()})
-            for item, entry, key in zip(items, answered, keys, strict=True)
+            for item, entry, key in zip(items, entries, keys, strict=True)
         )
 
-    def _count(self, event: dict[str, Any]) -> dict[str, Any] | None:
-        """Count an event; a refusal of a stranger becomes part of a minute's sum instead of a record."""
-        code = event.get("code")
-        if code:
-            self._metrics.requests.labels(code).inc()
-        if event.get("event") == "refused" and "principal" not in event:
-            self._refused[event.get("address", ""), code or ""] += 1
-            return None
-        return event
-
-    def _flush_refusals(self, *, force: bool = False) -> list[dict[str, Any]]:
-        """Sums of refused strangers, one record per minute, address and reason, and a bound on their number."""
-        if not self._refused or (not force and time.monotonic() - self._refused_since < _REFUSAL_SECONDS):
-            return []
-        refused, self._refused = self._refused.most_common(), Counter()
-        self._refused_since = time.monotonic()
-        records: list[dict[str, Any]] = [
-            {"event": "refused", "address": address, "code": code, "count": count}
-            for (address, code), count in refused[:_REFUSAL_RECORDS]
-        ]
-        suppressed = sum(count for _, count in refused[_REFUSAL_RECORDS:])
-        if suppressed:
-            records.append({"event": "refused", "suppressed": suppressed})
-        if force:
-            self._require_log()
-            self._commit(records)
-        return records
+    def _keep(self, records: list[dict[str, Any]]) -> None:
+        """Have records written with the next group, or with the first one that the log takes again."""
+        room = _MOST_WAITING - len(self._waiting)
+        self._waiting += records[:room]
+        if len(records) > room:
+            self._refusals.suppress(len(records) - room)
 
     def _require_log(self) -> None:
         """Reopen a log that failed, at most once a second."""
@@ -168,14 +167,20 @@ class Service:
         self._log.reopen()
         self._metrics.audit_available.set(1)
 
-    def _commit(self, records: list[dict[str, Any]]) -> list[Any]:
+    def _commit(self, answers: list[dict[str, Any]]) -> list[Entry]:
+        """Make what waits and the answers durable, in groups that the log takes; the entries of the answers."""
+        records = self._waiting + answers
         if not records:
+            self._log.publish()  # nothing to do: a good time to show how far the log is
             return []
         started = time.perf_counter()
-        entries = self._log.commit(records)
+        entries: list[Entry] = []
+        for first in range(0, len(records), MAX_RECORDS):
+            entries += self._log.commit(records[first : first + MAX_RECORDS])
+            del self._waiting[:MAX_RECORDS]  # they come first, so these are the ones that are durable now
         self._metrics.audit_commit_seconds.observe(time.perf_counter() - started)
         self._metrics.audit_size.set(self._log.next_index)
-        return entries
+        return entries[len(entries) - len(answers) :]
 
     # --- one batch ---------------------------------------------------------------------------------------------------
 
@@ -204,8 +209,13 @@ class Service:
         try:
             outputs = model.infer(inputs)
         except BackendFailed as error:
-            for item, _ in live:
-                item.error = error
+            if len(live) == 1:
+                live[0][0].error = error
+                return
+            # one of them is to blame: halve until it stands alone, so that its neighbours are answered
+            middle = len(live) // 2
+            self._forward(model, live[:middle])
+            self._forward(model, live[middle:])
             return
         seconds = time.monotonic() - started
         self._metrics.batch_seconds.observe(seconds)
@@ -213,6 +223,9 @@ class Service:
         for place, (item, _) in enumerate(live):
             waited = started - item.job.accepted
             self._metrics.queue_seconds.observe(waited)
+            if not all(np.isfinite(output[place]).all() for output in outputs if output.dtype.kind == "f"):
+                item.error = BackendFailed(f"model {model.description.name}: the answer is not a finite number")
+                continue
             item.answer = b"".join(output[place].tobytes() for output in outputs)
             item.timing = {
                 "bucket": bucket,
@@ -228,13 +241,13 @@ class Service:
             "event": "predict",
             "outcome": "ok" if item.error is None else item.error.code,
             "runtime": self._repository.runtime,
-            **{name: str(meta.get(name, ""))[:200] for name in ("principal", "credential", "address", "request")},
+            **{name: meta.get(name, "") for name in _CALLER_FIELDS},
             **item.timing,
         }
         try:
             model = self._repository.get(item.job.model)
         except PericardError:
-            record["model"] = {"name": item.job.model[:64]}
+            record["model"] = {"name": item.job.model}
         else:
             record["model"] = self._repository.identity(model)
             record["device"] = model.device
@@ -279,9 +292,16 @@ class Service:
 
 def _job(link: EdgeLink, frame: Frame) -> Job:
     wait = frame.meta.get("deadline_ms")
-    if not isinstance(frame.meta.get("model"), str) or type(wait) is not int or not 0 < wait <= _MAX_WAIT_MS:
+    meta = _fields(frame.meta, ("model", *_CALLER_FIELDS))
+    if "model" not in meta or type(wait) is not int or not 0 < wait <= _MAX_WAIT_MS:
         raise MalformedRequest("pipe: an item names no model or no deadline")
-    return Job(link, frame.request, frame.meta, frame.body, time.monotonic() + wait / 1000)
+    return Job(link, frame.request, meta, frame.body, time.monotonic() + wait / 1000)
+
+
+def _fields(meta: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
+    """What a record takes of a frame: known fields, short text, and nothing that the log cannot encode."""
+    texts = {name: meta[name] for name in names if isinstance(meta.get(name), str)}
+    return {name: text[:_LONGEST].encode("utf-8", "replace").decode("utf-8") for name, text in texts.items()}
 
 
 def _row(model: LoadedModel, item: _Item) -> tuple[NDArray[np.generic], ...]:

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import BinaryIO
 
-from pericard.audit import records
+from pericard.audit.reading import published, records
 from pericard.forward.cursor import Cursor
 
 _GROUP = 256
@@ -18,6 +18,9 @@ _POLL_SECONDS = 0.5
 def send_lines(directory: Path, cursor_path: Path, out: BinaryIO, *, follow: bool) -> None:
     """Write every record from the cursor on, one JSON object a line.
 
+    It stops at the published checkpoint: only what that covers is durable for certain, and an index that left the
+    machine must never be given to another record.
+
     Args:
         directory: the log's directory.
         cursor_path: where the cursor is kept.
@@ -26,7 +29,7 @@ def send_lines(directory: Path, cursor_path: Path, out: BinaryIO, *, follow: boo
     """
     cursor = Cursor(cursor_path)
     while True:
-        group = list(itertools.islice(records(directory, cursor.position), _GROUP))
+        group = list(itertools.islice(records(directory, cursor.position, published(directory)), _GROUP))
         out.writelines(
             json.dumps(record, sort_keys=True, separators=(",", ":")).encode("ascii") + b"\n" for _, record in group
         )

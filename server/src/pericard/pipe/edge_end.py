@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import socket
 from collections.abc import Callable
+from typing import cast
 
 from pericard.errors import EngineAway, Overloaded, PericardError, PipeError, from_code
 from pericard.pipe.frames import Frame, FrameReader, FrameType, Meta, encode
@@ -34,10 +35,8 @@ class EngineLink:
 
     async def attach(self, sock: socket.socket) -> None:
         """Use a new socket; the old connection, if any, is closed."""
-        self.close()
         sock.setblocking(False)
-        transport, _ = await asyncio.get_running_loop().create_connection(lambda: _Protocol(self), sock=sock)
-        self._transport = transport
+        await asyncio.get_running_loop().create_connection(lambda: _Protocol(self), sock=sock)
 
     def close(self) -> None:
         """Close the connection; whoever waits gets ``engine-away``."""
@@ -82,6 +81,11 @@ class EngineLink:
         finally:
             self._waiting.pop(number, None)
 
+    def _made(self, transport: asyncio.Transport) -> None:
+        # here and not after the connect: between the two, the other end may have spoken or gone
+        self.close()
+        self._transport = transport
+
     def _received(self, frame: Frame) -> None:
         if frame.type is FrameType.CATALOG:
             self.catalog = frame.meta
@@ -98,7 +102,7 @@ class EngineLink:
         else:
             raise PipeError(f"pipe: the engine sent a frame of type {frame.type.name}")
 
-    def _lost(self, transport: asyncio.BaseTransport | None) -> None:
+    def _lost(self, transport: asyncio.Transport | None) -> None:
         if transport is not self._transport:
             return
         self._transport = None
@@ -113,17 +117,18 @@ class _Protocol(asyncio.Protocol):
     def __init__(self, link: EngineLink) -> None:
         self._link = link
         self._reader = FrameReader()
-        self._transport: asyncio.BaseTransport | None = None
+        self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)
+        self._link._made(self._transport)  # noqa: SLF001  (two halves of one thing)
 
     def data_received(self, data: bytes) -> None:
         try:
             for frame in self._reader.feed(data):
-                self._link._received(frame)  # noqa: SLF001  (two halves of one thing)
+                self._link._received(frame)  # noqa: SLF001
         except PipeError:
-            if isinstance(self._transport, asyncio.Transport):
+            if self._transport is not None:
                 self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  (asyncio's signature)

@@ -9,6 +9,7 @@ import logging
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterable
 
 from pericard.errors import PericardError, PipeError
@@ -38,16 +39,25 @@ class EdgeLink:
 
     def send(self, frames: Iterable[bytes]) -> None:
         """Send encoded frames in one go; an edge that is gone or stuck is dropped."""
-        data = b"".join(frames)
+        left = memoryview(b"".join(frames))
         with self._lock:
+            latest = time.monotonic() + _SEND_SECONDS
             try:
-                self._sock.sendall(data)
+                while left:
+                    left = left[self._sock.send(left) :]  # waits at most _SEND_SECONDS
+                    if left and time.monotonic() > latest:  # an edge that takes a byte at a time is stuck too
+                        raise TimeoutError
             except OSError:
                 self._shutdown()
 
     def catalog(self, meta: Meta) -> None:
         """Tell the edge what is served."""
         self.send([encode(FrameType.CATALOG, 0, meta)])
+
+    @property
+    def open(self) -> bool:
+        """Whether the edge may still be there."""
+        return self._thread.is_alive()
 
     def close(self) -> None:
         """Close the connection and wait for the reading thread."""

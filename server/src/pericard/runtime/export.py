@@ -8,6 +8,7 @@ synthetic known answers; the example inputs that a ``.pt2`` ships are left behin
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -100,7 +101,9 @@ def _read(path: Path) -> ExportedProgram:
     if any(not isinstance(value, torch.Tensor) for value in program.constants.values()):
         raise UnsupportedModel(f"{path}: holds constants that are not tensors")
     if any(_writes(node.target) for node in program.graph.nodes):
-        program = program.run_decompositions({})  # rewrites in-place operators as pure ones
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch's own use of what it deprecates
+            program = program.run_decompositions({})  # rewrites in-place operators as pure ones
     return program
 
 

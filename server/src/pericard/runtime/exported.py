@@ -57,8 +57,8 @@ class ExportedBackend:
         self.device = device
         try:
             serialised = _bytes_to_dataclass(schema.ExportedProgram, graph)
-            parameters, others = _by_role(serialised.graph_module.signature, tensors)
-            program = ExportedProgramDeserializer().deserialize(serialised, parameters | others, others)
+            state, constants = _by_role(serialised.graph_module.signature, tensors)
+            program = ExportedProgramDeserializer().deserialize(serialised, state, constants)
             if device != "cpu":
                 program = move_to_device_pass(program, device)
             held: dict[str, torch.Tensor] = {**program.constants, **program.state_dict}
@@ -95,12 +95,15 @@ class ExportedBackend:
 def _by_role(
     signature: schema.GraphSignature, tensors: Mapping[str, torch.Tensor]
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Parameters, wrapped as torch wants them, and everything else (buffers, constants)."""
-    names = {spec.parameter.parameter_name for spec in signature.input_specs if spec.type == "parameter"}
-    parameters: dict[str, torch.Tensor] = {
-        name: torch.nn.Parameter(tensors[name], requires_grad=False) for name in names
-    }
-    return parameters, {name: tensor for name, tensor in tensors.items() if name not in names}
+    """What torch calls the state (parameters, wrapped as it wants them, and saved buffers), and everything else."""
+    state: dict[str, torch.Tensor] = {}
+    for spec in signature.input_specs:
+        if spec.type == "parameter":
+            name = spec.parameter.parameter_name
+            state[name] = torch.nn.Parameter(tensors[name], requires_grad=False)
+        elif spec.type == "buffer" and spec.buffer.persistent:
+            state[spec.buffer.buffer_name] = tensors[spec.buffer.buffer_name]
+    return state, {name: tensor for name, tensor in tensors.items() if name not in state}
 
 
 def _to_numpy(output: torch.Tensor) -> Array:

@@ -4,8 +4,8 @@
 
     index length u32 | index (canonical JSON) | graph | tensors…      each part at the next multiple of 64
 
-Every part of the index names an offset and a size from the start of the plaintext; parts stand in order and never
-overlap. Tensors are row-major and little-endian.
+Every part of the index names an offset and a size from the start of the plaintext; parts stand in the index's order,
+without a gap but the padding. Tensors are row-major and little-endian.
 """
 
 from __future__ import annotations
@@ -188,10 +188,10 @@ def _artifact(value: Mapping[str, JSON], start: int, end: int) -> Artifact:
     answered = [tensor for answer in answers for tensor in (*answer.inputs, *answer.outputs)]
     parts = [(graph["offset"], graph["size"]), *((part.offset, part.size) for part in (*tensors, *answered))]
     for offset, size in parts:
-        if type(offset) is not int or type(size) is not int or size < 0 or offset % ALIGNMENT:
+        if type(offset) is not int or type(size) is not int or size < 0:
             raise ValueError("a part has a bad offset or size")
-        if offset < start or offset + size > end:
-            raise ValueError(f"the part at {offset} overlaps another or lies outside")
+        if offset != -(-start // ALIGNMENT) * ALIGNMENT or offset + size > end:
+            raise ValueError(f"the part at {offset} does not follow the one before, or lies outside")
         start = offset + size
     if start != end:
         raise ValueError(f"{end - start} bytes belong to no part")

@@ -47,14 +47,14 @@ class TrustState:
     def _load(self, data: bytes) -> None:
         try:
             value = canonical.decode(data, limit=_LIMIT)
-            floors, latest = value["floors"], value["latest_time"]
             if value.keys() != {"format", "floors", "latest_time"} or value["format"] != _FORMAT:
                 raise ValueError("has other fields than it should")
+            floors, latest = value["floors"], value["latest_time"]
             if type(latest) is not int or latest < 0 or not isinstance(floors, dict):
                 raise ValueError("has a bad field")
             if not all(_KEY.fullmatch(key) and type(floor) is int and floor >= 0 for key, floor in floors.items()):
                 raise ValueError("has a bad floor")
-        except (ValueError, KeyError) as error:
+        except ValueError as error:
             raise TrustStateInvalid(
                 f"{self._path}: {error}",
                 hint="restore it from a backup; without it a withdrawn version could come back unseen",

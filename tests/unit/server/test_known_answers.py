@@ -1,0 +1,147 @@
+"""Known answers: asked at every batch size, first and last in the batch, and never passed by what is not a number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pericard.errors import KnownAnswerMismatch
+from pericard.runtime import known_answers
+from pericard.sealed import Description, Output, Tolerance
+from pericard.tensors import TensorSpec
+
+Array = np.ndarray[Any, Any]
+QUESTIONS = tuple(
+    ((np.full((1, 3), number, np.float32),), (np.full((1,), number * 3, np.float32),)) for number in range(3)
+)
+
+
+class Backend:
+    """Adds up each row; ``change`` alters the batch of answers."""
+
+    def __init__(self, change: Callable[[Array], Any] = lambda answers: answers, device: str = "cpu") -> None:
+        self.device = device
+        self.asked: list[list[float]] = []
+        self._change = change
+
+    def infer(self, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
+        self.asked.append(inputs[0][:, 0].tolist())
+        assert inputs[0].flags.c_contiguous
+        answers = inputs[0].sum(1)
+        return (np.asarray(self._change(answers)),)
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+@pytest.fixture
+def description(tiny_description: Description) -> Description:
+    return replace(
+        tiny_description,
+        inputs=(TensorSpec("rows", "float32", (-1, 3)),),
+        outputs=(Output(TensorSpec("sum", "float32", (-1,))),),
+        signal=None,
+        tolerance={"cpu": Tolerance(1e-3, 1e-2)},
+    )
+
+
+def test_every_question_is_asked_at_every_bucket_first_and_last(description: Description) -> None:
+    backend = Backend()
+    known_answers.check(backend, QUESTIONS, description)
+
+    assert backend.asked == [
+        [0], [1], [2],
+        [0, 1, 2, 0], [1, 2, 0, 1], [2, 0, 1, 2],
+    ]  # fmt: skip
+
+
+def test_a_backend_without_a_signed_tolerance_is_refused_unasked(description: Description) -> None:
+    backend = Backend(device="cuda:0")
+
+    with pytest.raises(KnownAnswerMismatch, match="its publisher signed no tolerance for cuda"):
+        known_answers.check(backend, QUESTIONS, description)
+    assert backend.asked == []
+
+
+def test_the_tolerance_of_a_device_is_that_of_its_kind(description: Description) -> None:
+    known_answers.check(
+        Backend(device="cuda:1"), QUESTIONS, replace(description, tolerance={"cuda": Tolerance(0.0, 0.0)})
+    )
+
+
+@pytest.mark.parametrize("off", [0.0, 9e-4, -9e-4])
+def test_a_difference_within_the_tolerance_passes(off: float, description: Description) -> None:
+    known_answers.check(Backend(lambda answers: answers + np.float32(off)), QUESTIONS, description)
+
+
+def spoil(place: int, count: int | None = None, value: float = 99.0) -> Callable[[Array], Array]:
+    def change(answers: Array) -> Array:
+        if count in {None, len(answers)}:
+            answers[place] = value
+        return answers
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda answers: answers + np.float32(2e-3),
+        lambda answers: answers * np.float32(1.02),
+        lambda answers: answers * np.float32(np.nan),
+        spoil(0),
+        spoil(-1, 4),
+        spoil(0, 4),
+        spoil(0, 1),
+        spoil(-1, 4, float("nan")),
+        spoil(-1, 4, float("inf")),
+        spoil(-1, 4, float("-inf")),
+    ],
+)
+def test_a_difference_anywhere_beyond_it_does_not(change: Callable[[Array], Array], description: Description) -> None:
+    with pytest.raises(KnownAnswerMismatch, match="off by"):
+        known_answers.check(Backend(change), QUESTIONS, description)
+
+
+def test_an_answer_of_another_shape_does_not_pass(description: Description) -> None:
+    for change in (lambda answers: answers[:, None], lambda answers: answers[:1], lambda answers: answers.sum()):
+        with pytest.raises(KnownAnswerMismatch, match="has shape"):
+            known_answers.check(Backend(change), QUESTIONS, description)
+
+
+INF, NAN = float("inf"), float("nan")
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "tolerance", "passes"),
+    [
+        (INF, INF, (1.0, 1.0), True),
+        (-INF, INF, (1.0, 1.0), False),
+        (5.0, INF, (1.0, 1.0), False),
+        (INF, 5.0, (1.0, 1.0), False),
+        (NAN, INF, (1.0, 1.0), False),
+        (INF, NAN, (1.0, 1.0), False),
+        (5.0, NAN, (1.0, 1.0), False),
+        (NAN, NAN, (0.0, 0.0), True),
+        (5.0, 5.0, (0.0, 0.0), True),
+        (5.0, 5.0 + 1e-12, (0.0, 0.0), False),
+        (1e308, -1e308, (1.0, 0.1), False),
+        (2.0, 1.0, (1.0, 0.0), True),
+        (2.0, 1.0, (0.0, 1.0), True),
+        (2.1, 1.0, (0.0, 1.0), False),
+    ],
+)
+def test_what_is_not_finite_matches_itself_only(
+    found: float, wanted: float, tolerance: tuple[float, float], passes: bool
+) -> None:
+    for shape in ((), (3,), (2, 2)):
+        off = known_answers._distance(np.full(shape, found), np.full(shape, wanted), Tolerance(*tolerance))
+        assert (off <= 1.0) is passes
+
+
+def test_no_values_are_no_difference() -> None:
+    assert known_answers._distance(np.zeros((0, 3)), np.zeros((0, 3)), Tolerance(0.0, 0.0)) == 0.0
