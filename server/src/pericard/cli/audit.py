@@ -39,8 +39,8 @@ def verify(directory: Path, key: Path, heads: tuple[Path, ...], as_json: bool) -
     else:
         for name, value in asdict(report).items():
             click.echo(f"{name:<12} {value}")
-    line = f"up to record {report.covered}" if brought else "nowhere: bring a head with --head to draw the line"
-    click.echo(f"verified: {report.size} records; without trust in this machine, {line}", err=True)
+    line = f"the first {report.covered} of them" if brought else "none of them, as no head that left it was given (--head)"
+    click.echo(f"verified: {report.size} records under signed heads; even if this machine lies, {line}", err=True)
 
 
 @audit.command()

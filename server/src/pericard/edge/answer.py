@@ -10,10 +10,12 @@ the engine heard of it is told to the engine as an event; the engine counts and 
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
+import traceback
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 from pericard.auth import Principal, TokenFile, require
 from pericard.edge import credentials, oip, predict, problems
@@ -32,7 +34,7 @@ from pericard.errors import (
 )
 from pericard.pipe import EngineLink, Frame
 
-_T = TypeVar("_T")
+_logger = logging.getLogger(__name__)
 
 OPEN = ""  # the permission of a route that needs none
 
@@ -100,15 +102,30 @@ class Answerer:
                 require(principal, route.permission, name or None)
             return await route.handler(self, Call(head, principal, read, request_id, name))
         except PericardError as error:
-            self._note(head, principal, error, request_id)
-            return problems.response(error, request_id=request_id, v2=head.path.startswith("/v2"))
+            return self._refusal(head, principal, error, request_id)
+        except Exception as error:  # noqa: BLE001  (a mistake of ours must not answer in another voice, or with data)
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            _logger.critical("answer failed: %s in %s, line %s", type(error).__name__, where.name, where.lineno)
+            return self._refusal(head, principal, PericardError("answer: failed"), request_id)
+
+    def _refusal(self, head: Head, principal: Principal | None, error: PericardError, request_id: str) -> Response:
+        self._note(head, principal, error, request_id)
+        response = problems.response(error, request_id=request_id, v2=head.path.startswith("/v2"))
+        if isinstance(error, MethodNotAllowed):
+            return replace(response, headers={**response.headers, "allow": ", ".join(_methods(head.path))})
+        return response
+
+    def refused(self, error: PericardError, address: str) -> None:
+        """Tell the engine of a stranger's refusal; nobody waits for it."""
+        self._link.event({"event": "refused", "code": error.code, "address": address})
 
     def _note(self, head: Head, principal: Principal | None, error: PericardError, request_id: str) -> None:
         """Tell the engine of a refusal that it does not know of; nobody waits for it."""
-        event = {"event": "refused", "code": error.code, "address": head.address}
-        if principal is not None:
-            event |= {"principal": principal.name, "credential": principal.credential, "request": request_id}
-        self._link.event(event)
+        if principal is None:
+            self.refused(error, head.address)
+            return
+        caller = {"principal": principal.name, "credential": principal.credential, "request": request_id}
+        self._link.event({"event": "refused", "code": error.code, "address": head.address, **caller})
 
     # --- routes ------------------------------------------------------------------------------------------------------
 
@@ -118,13 +135,17 @@ class Answerer:
 
     async def ready(self, call: Call) -> Response:
         """Some model can answer."""
-        ready = bool(self._link.catalog and self._link.catalog["models"])
-        value = {"ready": ready, "live": True}
-        return json_response(value, request_id=call.request_id, status=200 if ready else 503)
+        models = (self._link.catalog or {}).get("models", {})
+        ready = any(map(oip.ready, models.values()))
+        return json_response({"ready": ready}, request_id=call.request_id, status=200 if ready else 503)
 
     async def metrics(self, call: Call) -> Response:
         """Prometheus text."""
-        text = await self._timely(self._link.metrics())
+        try:
+            async with asyncio.timeout(self.limits.answer_seconds):
+                text = await self._link.metrics()
+        except TimeoutError as error:
+            raise self._late() from error
         headers = {"content-type": "text/plain; version=0.0.4; charset=utf-8", "x-request-id": call.request_id}
         return Response(200, headers, text)
 
@@ -144,8 +165,9 @@ class Answerer:
 
     async def model_ready(self, call: Call) -> Response:
         """Whether one model can answer."""
-        self._model(call.name)
-        return json_response({"name": call.name, "ready": True}, request_id=call.request_id)
+        ready = oip.ready(self._model(call.name))
+        value = {"name": call.name, "ready": ready}
+        return json_response(value, request_id=call.request_id, status=200 if ready else 503)
 
     async def predict(self, call: Call) -> Response:
         """Score one or several items."""
@@ -190,18 +212,19 @@ class Answerer:
             "deadline_ms": int(self.limits.answer_seconds * 1000),
         }
         try:
-            return await self._timely(self._link.infer(meta, item.data))
+            async with asyncio.timeout(self.limits.answer_seconds):
+                return await self._link.infer(meta, item.data)
+        except TimeoutError:
+            late = self._late()  # the engine forgets who no longer waits, so it is told
+            self._note(call.head, call.known, late, call.request_id)
+            return late
         except PericardError as error:
             return error
 
-    async def _timely(self, waiting: Awaitable[_T]) -> _T:
-        try:
-            async with asyncio.timeout(self.limits.answer_seconds):
-                return await waiting
-        except TimeoutError as error:
-            raise DeadlineExceeded(
-                f"answer: did not come within {self.limits.answer_seconds:g} seconds", hint="try again later"
-            ) from error
+    def _late(self) -> DeadlineExceeded:
+        return DeadlineExceeded(
+            f"answer: did not come within {self.limits.answer_seconds:g} seconds", hint="try again later"
+        )
 
     def _catalog(self) -> dict[str, Any]:
         if self._link.catalog is None:
@@ -224,19 +247,18 @@ class Answerer:
 
 
 def _match(head: Head) -> tuple[Route, str]:
-    methods = set()
     for route in ROUTES:
         match = route.pattern.fullmatch(head.path)
-        if match is None:
-            continue
-        if route.method == head.method:
+        if match is not None and route.method == head.method:
             return route, match.groupdict().get("name") or ""
-        methods.add(route.method)
+    methods = _methods(head.path)
     if methods:
-        raise MethodNotAllowed(
-            f"method: {head.method[:16]} is not for this path", hint=f"use {', '.join(sorted(methods))}"
-        )
+        raise MethodNotAllowed(f"method: {head.method[:16]} is not for this path", hint=f"use {', '.join(methods)}")
     raise UnknownRoute("path: there is nothing here")
+
+
+def _methods(path: str) -> list[str]:
+    return sorted({route.method for route in ROUTES if route.pattern.fullmatch(path)})
 
 
 ROUTES: tuple[Route, ...] = (

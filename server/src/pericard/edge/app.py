@@ -13,13 +13,13 @@ import msgspec
 from fastapi import FastAPI, Request
 from fastapi import Response as HttpResponse
 from starlette.requests import ClientDisconnect
+from starlette.routing import request_response
 
 from pericard.edge.answer import OPEN, ROUTES, Answerer, Route
 from pericard.edge.http import Head
-from pericard.edge.limits import read_body
+from pericard.edge.limits import Limits, read_body
 from pericard.edge.problems import STATUS
-
-_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"]
+from pericard.errors import MalformedRequest
 
 
 def create_app(answerer: Answerer, *, version: str) -> FastAPI:
@@ -34,6 +34,7 @@ def create_app(answerer: Answerer, *, version: str) -> FastAPI:
         redirect_slashes=False,
     )
     endpoint = _endpoint(answerer)
+    anything = request_response(endpoint)
     for route in ROUTES:
         app.add_api_route(
             route.path,
@@ -45,7 +46,8 @@ def create_app(answerer: Answerer, *, version: str) -> FastAPI:
             response_model=None,
             operation_id=f"{route.method.lower()}{route.path.replace('/', '_').replace('{name}', 'name')}",
         )
-    app.add_api_route("/{rest:path}", endpoint, methods=_METHODS, include_in_schema=False, response_model=None)
+    app.mount("/", anything)  # every other path, and every other method
+    app.router.default = anything  # what is not even a path
     return app
 
 
@@ -58,13 +60,17 @@ def _endpoint(answerer: Answerer) -> Callable[[Request], Awaitable[HttpResponse]
         path = request.scope.get("raw_path") or request.scope["path"].encode()
         address = request.client.host if request.client else ""
         head = Head(request.method, path.decode("latin-1"), headers, address)
-        try:
-            answered = await answerer.answer(head, lambda: read_body(request.stream(), answerer.limits))
-        except ClientDisconnect:
-            return HttpResponse(status_code=400)  # nobody is there to read it
+        answered = await answerer.answer(head, lambda: _read(request, answerer.limits))
         return HttpResponse(content=answered.body, status_code=answered.status, headers=dict(answered.headers))
 
     return endpoint
+
+
+async def _read(request: Request, limits: Limits) -> bytes:
+    try:
+        return await read_body(request.stream(), limits)
+    except ClientDisconnect as error:
+        raise MalformedRequest("body: ended before its end") from error
 
 
 # --- the description: /predict by hand, the rest by name -----------------------------------------------------------

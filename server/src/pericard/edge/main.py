@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -22,6 +23,7 @@ from pericard.auth import TokenFile
 from pericard.edge.answer import Answerer
 from pericard.edge.app import create_app
 from pericard.edge.limits import Limits
+from pericard.edge.protocol import guarded
 from pericard.edge.values import EdgeValues
 from pericard.errors import ConfigError
 from pericard.pipe import EngineLink
@@ -29,6 +31,7 @@ from pericard.pipe import EngineLink
 _KEEP_ALIVE_SECONDS = 75
 _BACKLOG = 1024
 _CONTROL_SIZE = 64
+_logger = logging.getLogger(__name__)
 
 
 class _Server(uvicorn.Server):
@@ -52,21 +55,25 @@ class Edge:
         self._values = values
         self.link = EngineLink(self._joined)
         self._control_socket: socket.socket | None = None
-        answerer = Answerer(self.link, TokenFile(Path(values.tokens)), _limits(values), version=values.version)
+        limits = _limits(values)
+        answerer = Answerer(self.link, TokenFile(Path(values.tokens)), limits, version=values.version)
+        self._tls = _tls(values)
         context = _tls(values)
-        self._tls = context
+        if context is not None:
+            # a connection takes the newest certificate; one context alone would be broken by a bad reload
+            context.sni_callback = self._newest
         config = uvicorn.Config(
             create_app(answerer, version=values.version),
             loop="uvloop",
-            http="httptools",
+            http=guarded(limits, connections=values.connections, told=answerer.refused),
             ws="none",
             lifespan="off",
             log_config=None,
+            log_level="error",  # its warnings are what strangers send, and those are counted
             access_log=False,
             proxy_headers=False,  # an address is what the kernel says it is
             server_header=False,
             backlog=_BACKLOG,
-            limit_concurrency=values.connections,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=int(values.drain_seconds),
             ssl_context_factory=None if context is None else lambda *_: context,
@@ -87,8 +94,14 @@ class Edge:
 
     def reload(self) -> None:
         """Use a new certificate for new connections; a bad one leaves the old one in use."""
+        try:
+            self._tls = _tls(self._values)
+        except ConfigError as error:
+            _logger.error("%s; the old one stays in use", error.message)  # noqa: TRY400  (the message says it all)
+
+    def _newest(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
         if self._tls is not None:
-            _load(self._tls, self._values)
+            connection.context = self._tls
 
     def _stop(self) -> None:
         self.server.should_exit = True
@@ -126,11 +139,6 @@ def _tls(values: EdgeValues) -> ssl.SSLContext | None:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2 if values.minimum_version == "1.2" else ssl.TLSVersion.TLSv1_3
-    _load(context, values)
-    return context
-
-
-def _load(context: ssl.SSLContext, values: EdgeValues) -> None:
     try:
         context.load_cert_chain(str(values.certificate), values.key)
     except (OSError, ssl.SSLError) as error:
@@ -138,3 +146,4 @@ def _load(context: ssl.SSLContext, values: EdgeValues) -> None:
             f"tls: certificate {values.certificate} and its key cannot be used",
             hint="both are PEM files, and the key must belong to the certificate",
         ) from error
+    return context

@@ -7,6 +7,11 @@ from typing import Any
 Model = dict[str, Any]
 
 
+def ready(model: Model) -> bool:
+    """Whether a model of the catalog can answer: its licence lasts."""
+    return model["licence"] in {"valid", "grace"}
+
+
 def server_metadata(version: str, runtime: str) -> dict[str, Any]:
     """``GET /v2``."""
     return {"name": "pericard", "version": version, "extensions": [], "runtime": runtime}

@@ -6,19 +6,24 @@ declaration that is missing or different is refused with what to do, never guess
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
+from pericard.edge.problems import said
 from pericard.errors import ContractMismatch, InvalidInput, MalformedRequest, PericardError
 from pericard.pipe import Frame
 
 Model = dict[str, Any]
 
 _OPENING = re.compile(rb"[\s\[]*")
+_MOST_FIELDS = 64 << 10
 
 
 class PredictRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -46,9 +51,28 @@ def parse(body: bytes) -> PredictRequest:
         MalformedRequest: it is not the JSON that the interface describes.
     """
     try:
-        return msgspec.json.decode(body, type=PredictRequest)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        request = msgspec.json.decode(body, type=PredictRequest)
+        _refuse_repetition(body, bytes(request.inputs))
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
         raise MalformedRequest(f"body: {_plain(error)}", hint="see docs/spec/http-api.md for the fields") from error
+    return request
+
+
+def _refuse_repetition(body: bytes, inputs: bytes) -> None:
+    """A field that stands twice means one thing to us and another to whoever reads the first one; msgspec takes both.
+
+    ``inputs`` is taken out first, so that the slower parser sees only the few bytes that are left.
+    """
+    rest = body.replace(inputs, b"null", 1) if inputs.startswith(b"[") else body
+    if len(rest) > _MOST_FIELDS:
+        raise ValueError(f"its fields beside inputs are larger than {_MOST_FIELDS} bytes")
+    json.loads(rest, object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> None:
+    names = [name for name, _ in pairs]
+    if len(set(names)) != len(names):
+        raise ValueError("a field stands in it twice")
 
 
 def check_contract(request: PredictRequest, name: str, model: Model) -> None:
@@ -116,13 +140,15 @@ def items(request: PredictRequest, name: str, model: Model, *, limit: int) -> li
 
 
 def _item(raw: bytes, dtype: str, shape: list[int]) -> Item:
+    depth = _depth(raw)
+    squeezed = depth == 1 and len(shape) == 2 and shape[0] == 1  # noqa: PLR2004  (one channel)
     try:
-        values: Any = msgspec.json.decode(raw, type=_NESTED[_depth(raw)])
-        with np.errstate(over="ignore"):  # what does not fit becomes an infinity, which is refused below
-            array = np.array(values, dtype=dtype)
-    except (msgspec.DecodeError, KeyError, ValueError, OverflowError):
-        return Item(error=InvalidInput(f"item: is not a regular array of numbers, wanted shape {shape}"))
-    if array.ndim == 1 and len(shape) == 2 and shape[0] == 1:  # noqa: PLR2004  (one channel)
+        array = _array(raw, dtype, depth) if depth == len(shape) or squeezed else None
+    except (msgspec.DecodeError, ValueError, OverflowError):
+        array = None
+    if array is None:
+        return Item(error=InvalidInput(f"item: is not a regular array of {dtype} numbers, wanted shape {shape}"))
+    if squeezed:
         array = array[np.newaxis]
     if list(array.shape) != shape:
         return Item(
@@ -136,7 +162,22 @@ def _item(raw: bytes, dtype: str, shape: list[int]) -> Item:
     return Item(data=array.tobytes())
 
 
-_NESTED: dict[int, Any] = {1: list[float], 2: list[list[float]], 3: list[list[list[float]]]}
+def _array(raw: bytes, dtype: str, depth: int) -> NDArray[np.generic]:
+    """The numbers in a type; what has no exact place in an integer type is refused, not rounded."""
+    if np.dtype(dtype).kind == "f":
+        with np.errstate(over="ignore"):  # what does not fit becomes an infinity, which is refused
+            return np.array(msgspec.json.decode(raw, type=_nested(depth, float)), dtype=dtype)
+    values = msgspec.json.decode(raw, type=_nested(depth, int))
+    array = np.array(values, dtype=dtype)  # raises for what is too large
+    if dtype == "bool" and not np.array_equal(array, np.array(values)):
+        raise ValueError("neither 0 nor 1")
+    return array
+
+
+@cache
+def _nested(depth: int, of: Any) -> Any:  # noqa: ANN401  (a type, as msgspec takes it)
+    """Lists of lists of a number; ``depth`` is at most a shape's length."""
+    return list[_nested(depth - 1, of)] if depth else of  # type: ignore[misc]  # made when it runs
 
 
 def _depth(raw: bytes) -> int:
@@ -168,9 +209,10 @@ def prediction(frame: Frame, model: Model) -> dict[str, Any]:
 
 def failure(error: PericardError) -> dict[str, Any]:
     """One item's error, among others."""
-    found = {"code": error.code, "detail": error.message}
-    if error.hint:
-        found["hint"] = error.hint
+    code, detail, hint = said(error)
+    found = {"code": code, "detail": detail}
+    if hint:
+        found["hint"] = hint
     return {"status": "error", "error": found}
 
 

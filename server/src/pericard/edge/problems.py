@@ -39,24 +39,31 @@ def status_of(error: PericardError) -> int:
     return STATUS.get(error.code, 500)
 
 
+def said(error: PericardError) -> tuple[str, str, str | None]:
+    """Code, detail and hint as a caller may read them."""
+    if error.code in STATUS:
+        return error.code, error.message, error.hint
+    return "internal-error", "the server failed", None
+
+
 def response(error: PericardError, *, request_id: str, v2: bool = False) -> Response:
     """An error as a response: a problem, or ``{"error": …}`` under ``/v2``."""
     status = status_of(error)
-    detail, hint = (error.message, error.hint) if error.code in STATUS else ("the server failed", None)
+    code, detail, hint = said(error)
     headers = {"x-request-id": request_id, "cache-control": "no-store"}
     if error.code in _RETRY_AFTER:
         headers["retry-after"] = _RETRY_AFTER[error.code]
     if status == 401:  # noqa: PLR2004  (RFC 9110 §15.5.2)
         headers["www-authenticate"] = "Bearer"
     if v2:
-        headers |= {"content-type": "application/json", "x-error-code": error.code}
+        headers |= {"content-type": "application/json", "x-error-code": code}
         return Response(status, headers, msgspec.json.encode({"error": detail}))
     headers["content-type"] = "application/problem+json"
     problem = {
-        "type": _TYPE + error.code,
-        "title": error.code.replace("-", " "),
+        "type": _TYPE + code,
+        "title": code.replace("-", " "),
         "status": status,
-        "code": error.code,
+        "code": code,
         "detail": detail,
         **({"hint": hint} if hint else {}),
         "request_id": request_id,

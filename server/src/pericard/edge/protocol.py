@@ -1,0 +1,169 @@
+"""uvicorn's HTTP/1.1 protocol with the limits that it lacks.
+
+The answer function sees a request once its head is whole; what a stranger may cost before that is limited here: bytes
+and seconds of a head, bytes and seconds of a whole message, seconds of a reader that does not read, and connections.
+What is refused here is a problem with a code too, and is told like every other refusal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from pericard.edge import problems
+from pericard.edge.limits import Limits
+from pericard.errors import MalformedRequest, Overloaded, PericardError, RequestTimeout, RequestTooLarge
+
+_LINGER_SECONDS = 2.0
+_GRACE_SECONDS = 2.0  # the answer function's own time-out for the body comes first, and says more
+_WIRE_SLACK = 1 << 20  # chunk headers, on top of twice the body
+
+Told = Callable[[PericardError, str], None]
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """One connection; :func:`guarded` gives the class its limits."""
+
+    limits: Limits
+    most: int
+    told: Told
+
+    _timer: asyncio.TimerHandle | None = None
+    _stalled: asyncio.TimerHandle | None = None
+    _size = 0  # bytes of this message
+    _in_head = True
+    _refused = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
+        """Start the clock: a connection is there to bring a request."""
+        super().connection_made(transport)
+        self._begin()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop every clock."""
+        self._end()
+        self.resume_writing()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Count, parse, and refuse what is too much."""
+        if self._refused:
+            return  # discarded, so that the refusal can still be read
+        if self._timer is None:
+            self._begin()
+        self._size += len(data)
+        super().data_received(data)
+        if self._in_head and self._size > 2 * self.limits.header_bytes:
+            self._refuse(RequestTooLarge(f"headers: are larger than {self.limits.header_bytes} bytes"))
+        elif self._size > 2 * (self.limits.body_bytes + self.limits.header_bytes) + _WIRE_SLACK:
+            self.transport.abort()
+
+    def on_message_begin(self) -> None:
+        """A head begins."""
+        super().on_message_begin()
+        self._in_head = True
+
+    def on_headers_complete(self) -> None:
+        """A head is whole; it is answered if there is room."""
+        self._in_head = False
+        if len(self.connections) > self.most:
+            self._refuse(Overloaded(f"server: {self.most} connections are open already", hint="try again later"))
+        if not self._refused:
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A part of a body."""
+        if not self._refused:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """A message is whole; the next one may take its own time."""
+        if self._refused:
+            return
+        super().on_message_complete()
+        self._end()
+        self._size, self._in_head = 0, True
+
+    def on_response_complete(self) -> None:
+        """An answer was handed to the transport."""
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._abort_later()
+
+    def send_400_response(self, msg: str) -> None:
+        """What the parser refuses."""
+        del msg  # uvicorn's words, not ours
+        self._refuse(MalformedRequest("request: is not valid HTTP/1.1"))
+
+    def pause_writing(self) -> None:
+        """The peer does not read: it has as long as an answer may take."""
+        super().pause_writing()
+        self._stalled = self.loop.call_later(self.limits.answer_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """The peer reads again."""
+        super().resume_writing()
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Nothing more came on an idle connection."""
+        super().timeout_keep_alive_handler()
+        self._abort_later()
+
+    # --- limits ------------------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        """A message begins, or a connection from which one is expected."""
+        self._timer = self.loop.call_later(self.limits.body_seconds + _GRACE_SECONDS, self._late)
+
+    def _end(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _late(self) -> None:
+        self._timer = None
+        if self._answering():
+            self._begin()  # a pipelined message waits for the answer before it, whose time is limited
+        elif self._in_head and self._size:
+            self._refuse(RequestTimeout(f"headers: did not arrive within {self.limits.body_seconds:g} seconds"))
+        else:
+            self.transport.abort()  # nothing was sent, or it was answered and still sends
+
+    def _answering(self) -> bool:
+        return bool(self.cycle) and not self.cycle.response_complete  # there is none before the first request
+
+    def _refuse(self, error: PericardError) -> None:
+        """Answer without the application, and take nothing more from this connection."""
+        if self._refused or self.transport.is_closing():
+            return
+        self._refused = True
+        self._end()
+        found = problems.response(error, request_id=os.urandom(12).hex())
+        length = {"content-length": str(len(found.body)), "connection": "close"}
+        lines = [f"{name}: {value}\r\n".encode("latin-1") for name, value in {**found.headers, **length}.items()]
+        if not self._answering():  # or it would stand inside another answer
+            self.transport.write(b"".join((STATUS_LINE[found.status], *lines, b"\r\n", found.body)))
+        self.told(error, self.client[0] if self.client else "")
+        self.loop.call_later(_LINGER_SECONDS, self.transport.abort)
+
+    def _abort_later(self) -> None:
+        """A connection that was closed and whose peer does not read what is left."""
+        self.loop.call_later(self.limits.answer_seconds, self.transport.abort)
+
+
+def guarded(limits: Limits, *, connections: int, told: Told) -> type[asyncio.Protocol]:
+    """The protocol class for a server.
+
+    Args:
+        limits: of one request.
+        connections: that may be open at a time.
+        told: hears of every refusal, with the peer's address.
+    """
+    members = {"limits": limits, "most": connections, "told": staticmethod(told)}
+    return type("Protocol", (GuardedProtocol,), members)
