@@ -90,9 +90,7 @@ def score(network: StripNet, recording: Recording) -> Result:
     return Result(
         name=recording.name,
         beats=Scored(np.concatenate(beat_labels), np.concatenate(beat_scores)),
-        strips=Scored(
-            np.array([len(strip.pvc) > 0 for strip in strips]), timelines.max(axis=1)
-        ),
+        strips=Scored(np.array([len(strip.pvc) > 0 for strip in strips]), timelines.max(axis=1)),
     )
 
 

@@ -37,9 +37,7 @@ class Block(nn.Module):
         kernel: Taps of a kernel; odd, so that the output stays centred on the input.
     """
 
-    def __init__(
-        self, inputs: int, outputs: int, *, stride: int = 1, dilation: int = 1, kernel: int = 7
-    ) -> None:
+    def __init__(self, inputs: int, outputs: int, *, stride: int = 1, dilation: int = 1, kernel: int = 7) -> None:
         super().__init__()
         padding = kernel // 2 * dilation
         self.first = nn.Sequential(
@@ -54,9 +52,7 @@ class Block(nn.Module):
         )
         self.shortcut: nn.Module = nn.Identity()
         if inputs != outputs or stride != 1:
-            self.shortcut = nn.Sequential(
-                nn.Conv1d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm1d(outputs)
-            )
+            self.shortcut = nn.Sequential(nn.Conv1d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm1d(outputs))
 
     def forward(self, features: Tensor) -> Tensor:
         """Map ``[B, inputs, N]`` to ``[B, outputs, ceil(N / stride)]``."""
@@ -74,9 +70,7 @@ class StripNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv1d(1, 16, 9, 2, 4, bias=False), nn.BatchNorm1d(16), nn.ReLU()
-        )
+        self.stem = nn.Sequential(nn.Conv1d(1, 16, 9, 2, 4, bias=False), nn.BatchNorm1d(16), nn.ReLU())
         self.body = nn.Sequential(
             Block(16, 24, stride=2),
             Block(24, 48, stride=2),

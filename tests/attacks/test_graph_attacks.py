@@ -1,10 +1,10 @@
 """P3: a sealed model cannot run code. Every way into torch's reader that could is closed before torch sees the graph.
 
-What torch's reader (``torch._export.serde.serialize``) does with a graph: it evaluates ``expr_str`` (``sympify``), looks
-up ``target`` and ``as_operator`` with ``getattr``, fetches custom objects from the constants, builds sub-graphs, loads
-tree specifications, reads ``metadata``, and pastes names into Python source that it compiles. Here: torch's own format,
-expressions, names, and a hostile value in every place of a real graph; each would leave a marker. What a node may call
-stands in ``test_graph_operators.py``, what a graph may carry in ``test_graph_structure.py``.
+What torch's reader (``torch._export.serde.serialize``) does with a graph: it evaluates ``expr_str`` (``sympify``),
+looks up ``target`` and ``as_operator`` with ``getattr``, fetches custom objects from the constants, builds sub-graphs,
+loads tree specifications, reads ``metadata``, and pastes names into Python source that it compiles. Here: torch's own
+format, expressions, names, and a hostile value in every place of a real graph; each would leave a marker. What a node
+may call stands in ``test_graph_operators.py``, what a graph may carry in ``test_graph_structure.py``.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ import contextlib
 import copy
 import io
 import json
-import os
 import pickle
-import shutil
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -25,7 +23,7 @@ from typing import Any
 import pytest
 import torch
 
-from pericard.errors import ForbiddenGraph, NotSealed, PericardError
+from pericard.errors import ForbiddenGraph, NotSealed, PericardError, UnsupportedModel
 from pericard.runtime import export, exported, graph, loader
 from pericard.runtime.exported import ExportedBackend
 from pericard.sealed import Description, SealedModel
@@ -62,14 +60,19 @@ def inner(program: JSON) -> JSON:
 # --- torch's own format: five ways to run code on reading
 
 
-class Payload:
-    """Unpickled, it makes a folder."""
+def code(marker: Path, result: str) -> str:
+    """An expression that leaves the marker and is ``result`` all the same, so that nothing looks wrong."""
+    return f"__import__('os').makedirs('{marker}', exist_ok=True) or {result}"
 
-    def __init__(self, marker: Path) -> None:
-        self.marker = str(marker)
+
+class Payload:
+    """Unpickled, it is what it should be; on the way it runs code."""
+
+    def __init__(self, marker: Path, result: str) -> None:
+        self.code = code(marker, result)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (self.marker,)
+        return eval, (self.code,)
 
 
 def saved(value: object) -> bytes:
@@ -89,18 +92,23 @@ def rewritten(path: Path, change: Callable[[str, bytes], dict[str, bytes]]) -> b
 
 
 def in_the_example(name: str, data: bytes, marker: Path) -> dict[str, bytes]:
-    return {name: saved((Payload(marker),)) if name.endswith("sample_inputs/model.pt") else data}
+    return {
+        name: saved(((Payload(marker, "__import__('torch').zeros(2, 1, 64)"),), {}))
+        if name.endswith("sample_inputs/model.pt")
+        else data
+    }
 
 
 def in_a_weight(name: str, data: bytes, marker: Path) -> dict[str, bytes]:
     if not name.endswith("model_weights_config.json"):
         return {name: data}
     config = json.loads(data)
-    first = next(iter(config["config"].values()))
-    first |= {"use_pickle": True, "path_name": "evil"}
+    config["config"]["conv.weight"] |= {"use_pickle": True, "path_name": "evil"}
     return {
         name: json.dumps(config).encode(),
-        name.replace("model_weights_config.json", "evil"): saved(Payload(marker)),
+        name.replace("model_weights_config.json", "evil"): saved(
+            Payload(marker, "__import__('torch').nn.Parameter(__import__('torch').zeros(3, 1, 8))")
+        ),
     }
 
 
@@ -110,20 +118,22 @@ def in_a_constant(name: str, data: bytes, marker: Path) -> dict[str, bytes]:
     entry = {"path_name": "opaque_obj_0", "is_param": False, "use_pickle": True, "tensor_meta": None}
     return {
         name: json.dumps({"config": {"q": entry}}).encode(),
-        name.replace("model_constants_config.json", "opaque_obj_0"): pickle.dumps(Payload(marker)),
+        name.replace("model_constants_config.json", "opaque_obj_0"): pickle.dumps(
+            Payload(marker, "__import__('torch').zeros(1)")
+        ),
     }
 
 
 def in_old_weights(name: str, data: bytes, marker: Path) -> dict[str, bytes]:
     if not name.endswith("model_weights_config.json"):
         return {name: data}
-    return {name: data, name.replace("model_weights_config.json", "model.pt"): saved({"x": Payload(marker)})}
+    return {name: data, name.replace("model_weights_config.json", "model.pt"): saved({"x": Payload(marker, "5")})}
 
 
 def in_an_expression(name: str, data: bytes, marker: Path) -> dict[str, bytes]:
     if not name.endswith("models/model.json"):
         return {name: data}
-    return {name: data.replace(b"Symbol('s", f"__import__('os').mkdir('{marker}') or Symbol('s".encode())}
+    return {name: data.replace(b"Symbol('s", code(marker, "Symbol('s").encode())}
 
 
 WAYS = [in_the_example, in_a_weight, in_a_constant, in_old_weights, in_an_expression]
@@ -169,9 +179,13 @@ def test_what_runs_code_is_left_behind_when_a_model_is_sealed(
     (tmp_path / "evil.pt2").write_bytes(rewritten(tiny_pt2, lambda name, data: way(name, data, marker)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        plain = b"".join(export.pack(tmp_path / "evil.pt2", tiny_description)[1])
+        try:
+            plain = b"".join(export.pack(tmp_path / "evil.pt2", tiny_description)[1])
+        except UnsupportedModel:
+            assert way is in_old_weights  # the one that harms the vendor only
+            return
     assert marker.exists()
-    shutil.rmtree(marker, ignore_errors=True)
+    marker.rmdir()
 
     assert str(marker).encode() not in plain
     assert b"PK\x03\x04" not in plain
@@ -208,7 +222,7 @@ def test_without_the_check_an_expression_is_code(
 ) -> None:
     """The attack is real: this is what the check stands against."""
     monkeypatch.setattr(exported.graphs, "check", lambda _: None)
-    set_expressions(program, f"__import__('os').mkdir('{marker}') or 5")
+    set_expressions(program, code(marker, "5"))
     with contextlib.suppress(PericardError):
         ExportedBackend(encoded(program), weights, device="cpu")
 
@@ -379,20 +393,22 @@ def test_a_hostile_value_in_any_place_is_refused_or_harmless(
     everywhere = list(places(program))
     assert len(everywhere) > 500
     for place in everywhere:
+        holder: Any = program
+        for key in place[:-1]:
+            holder = holder[key]
+        kept = holder[place[-1]]
         for hostile in (code, {"as_operator": code}, [code], {}, [], None, -7, 1e300):
-            changed = copy.deepcopy(program)
-            holder: Any = changed
-            for key in place[:-1]:
-                holder = holder[key]
             holder[place[-1]] = hostile
+            data = encoded(program)
             try:
-                graph.check(encoded(changed))
+                graph.check(data)
             except ForbiddenGraph:
                 continue
             assert hostile not in (code, [code], {"as_operator": code}), place
-            accepted.append(encoded(changed))
+            accepted.append(data)
+        holder[place[-1]] = kept
     assert accepted
-    for data in accepted[:: max(1, len(accepted) // 60)]:
+    for data in accepted[:: max(1, len(accepted) // 40)]:
         try:
             ExportedBackend(data, weights, device="cpu").close()
         except PericardError:

@@ -53,9 +53,9 @@ def first_expression(program: JSON) -> JSON:
 
 ALL_KINDS = [field.name for field in fields(schema.Argument)]
 HARMLESS = {
-    "as_none", "as_bool", "as_bools", "as_int", "as_ints", "as_float", "as_floats", "as_string", "as_tensor", "as_tensors",
-    "as_optional_tensor", "as_optional_tensors", "as_sym_int", "as_sym_ints", "as_sym_bool", "as_sym_float",
-    "as_scalar_type", "as_memory_format", "as_layout", "as_device",
+    "as_none", "as_bool", "as_bools", "as_int", "as_ints", "as_float", "as_floats", "as_string", "as_tensor",
+    "as_tensors", "as_optional_tensor", "as_optional_tensors", "as_sym_int", "as_sym_ints", "as_sym_bool",
+    "as_sym_float", "as_scalar_type", "as_memory_format", "as_layout", "as_device",
 }  # fmt: skip
 
 

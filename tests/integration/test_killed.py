@@ -109,7 +109,7 @@ def test_a_killed_supervisor_takes_its_children_with_it(site: Site, strip: list[
     assert_all_recorded(site, load.receipts)
 
 
-def test_an_engine_that_keeps_dying_is_started_with_growing_pauses(daemon: Daemon, strip: list[float]) -> None:
+def test_an_engine_that_keeps_dying_is_started_again_each_time(daemon: Daemon, strip: list[float]) -> None:
     for _ in range(2):
         os.kill(daemon.children()["engine"], signal.SIGKILL)
         deadline = time.monotonic() + 5

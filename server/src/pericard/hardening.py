@@ -92,9 +92,17 @@ class PrivateMemory:
     """
 
     def __init__(self, size: int) -> None:
-        """Map ``size`` bytes of zeroed, private memory."""
+        """Map ``size`` bytes of zeroed, private memory.
+
+        Raises:
+            HardeningError: there is not so much.
+        """
         self.size = size
-        self._map = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        try:
+            self._map = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError as error:
+            reason = (error.strerror or "i/o error").lower()
+            raise HardeningError(f"private memory: {size} bytes cannot be had: {reason}") from error
         self._map.madvise(_MADV_DONTDUMP)
         anchor = ctypes.c_char.from_buffer(self._map)
         self._address = ctypes.addressof(anchor)

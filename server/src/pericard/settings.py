@@ -84,6 +84,17 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limits: LimitSettings = LimitSettings()
 
 
+class _Strict(yaml.SafeLoader):
+    """Plain values, and no key twice: one of the two would be ignored."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
+        found: dict[object, object] = super().construct_mapping(node, deep=deep)
+        if len(found) != len(node.value):
+            line = node.start_mark.line + 1
+            raise yaml.constructor.ConstructorError(problem=f"a key stands twice in the block of line {line}")
+        return found
+
+
 def load(path: Path) -> Settings:
     """Read and check a configuration file.
 
@@ -91,10 +102,12 @@ def load(path: Path) -> Settings:
         ConfigError: it cannot be read, a key or type is wrong, or a combination is unsafe.
     """
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = _Strict(path.read_text(encoding="utf-8")).get_single_data()
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {(error.strerror or 'i/o error').lower()}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.constructor.ConstructorError as error:
+        raise ConfigError(f"{path}: {error.problem or 'is not valid yaml'}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: is not valid yaml") from error
     try:
         settings = msgspec.convert(value, type=Settings, strict=True)

@@ -181,6 +181,34 @@ def test_core_dumps_that_cannot_be_switched_off_are_an_error(monkeypatch: pytest
         os.umask(mask)
 
 
+def test_no_library_finds_a_place_for_temporary_files(tmp_path: Path) -> None:
+    """Not even root does, and not by default in the working folder either."""
+    code = """
+import os, subprocess, sys, tempfile
+from pericard import hardening
+hardening.forbid_temporary_files()
+for make in (tempfile.NamedTemporaryFile, tempfile.mkdtemp, tempfile.TemporaryFile, tempfile.mkstemp):
+    try:
+        make()
+        print(make.__name__)
+    except OSError:
+        pass
+import torch._inductor.runtime.runtime_utils as places
+try:
+    os.makedirs(os.path.join(places.cache_dir(), "sub"), exist_ok=True)
+    print("cache")
+except OSError:
+    pass
+tempfile.NamedTemporaryFile(dir=sys.argv[1]).close()
+print("done")
+"""
+    with python(code, tmp_path, cwd=tmp_path) as process:
+        out, error = process.communicate(timeout=SECONDS)
+
+    assert (process.returncode, out.split()) == (0, ["done"]), error
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- swap
 
 

@@ -39,8 +39,8 @@ def verify(directory: Path, key: Path, heads: tuple[Path, ...], as_json: bool) -
     else:
         for name, value in asdict(report).items():
             click.echo(f"{name:<12} {value}")
-    line = f"the first {report.covered} of them" if brought else "none of them, as no head that left it was given (--head)"
-    click.echo(f"verified: {report.size} records under signed heads; even if this machine lies, {line}", err=True)
+    proved = f"the first {report.covered} are" if brought else "without a head that left it (--head), none is"
+    click.echo(f"verified: {report.size} records; {proved} proved against whoever holds this machine", err=True)
 
 
 @audit.command()
@@ -77,5 +77,5 @@ def forward(directory: Path, cursor: Path, follow: bool) -> None:
 def _short(value: object) -> str:
     if isinstance(value, dict):
         return "/".join(str(value[key])[:16] for key in ("name", "version", "manifest") if key in value)
-    text = str(value)
+    text = "".join(letter if letter.isprintable() else "�" for letter in str(value))
     return text if len(text) <= 24 else text[:16] + "…"  # noqa: PLR2004  (hashes are cut, words are not)

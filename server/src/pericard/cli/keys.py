@@ -20,10 +20,11 @@ def identity(output: Path) -> None:
     """A server's identity (or a vendor's archive): models are sealed for its public half."""
     from pericard.keys import Identity
 
+    half = public(output)
     made = Identity.generate(output)
-    made.recipient.write(public(output))
+    made.recipient.write(half)
     click.echo(made.recipient.id)
-    click.echo(f"private: {output}  public: {public(output)} (give this one to the vendor)", err=True)
+    click.echo(f"private: {output}  public: {half} (give this one to the vendor)", err=True)
 
 
 @keygen.command()
@@ -32,10 +33,11 @@ def publisher(output: Path) -> None:
     """A vendor's signing key: Ed25519 and ML-DSA-65."""
     from pericard.keys import PublisherKey
 
+    half = public(output)
     made = PublisherKey.generate(output)
-    made.publisher.write(public(output))
+    made.publisher.write(half)
     click.echo(made.publisher.id)
-    click.echo(f"private: {output} (keep it offline)  public: {public(output)} (sites pin this one)", err=True)
+    click.echo(f"private: {output} (keep it offline)  public: {half} (sites pin this one)", err=True)
 
 
 @keygen.command()
@@ -44,9 +46,10 @@ def log(output: Path) -> None:
     """An audit log's key."""
     from pericard.keys import LogKey
 
+    half = public(output)
     made = LogKey.generate(output)
-    made.verifier.write(public(output))
-    click.echo(f"private: {output}  public: {public(output)} (auditors verify with this one)", err=True)
+    made.verifier.write(half)
+    click.echo(f"private: {output}  public: {half} (auditors verify with this one)", err=True)
 
 
 @keygen.command()
@@ -57,10 +60,25 @@ def tls(hosts: tuple[str, ...], days: int, output: Path) -> None:
     """A self-signed TLS certificate, for a first start; a site with a CA uses its own."""
     from pericard.keys.certificate import write_self_signed
 
-    write_self_signed(output, output.with_suffix(".crt"), hosts, days=days)
-    click.echo(f"private: {output}  certificate: {output.with_suffix('.crt')}", err=True)
+    half = public(output, ".crt")
+    write_self_signed(output, half, hosts, days=days)
+    click.echo(f"private: {output}  certificate: {half}", err=True)
 
 
-def public(path: Path) -> Path:
-    """Where the public half goes."""
-    return path.with_suffix(".pub")
+def public(path: Path, suffix: str = ".pub") -> Path:
+    """Where the public half goes; asked before the private one is written, so that neither is left alone.
+
+    Raises:
+        UsageError: the private half was to be written where the public one belongs.
+        KeyFileInvalid: the public half is there already.
+    """
+    from pericard.errors import KeyFileInvalid
+
+    half = path.with_suffix(suffix)
+    if half == path:
+        raise click.UsageError(
+            f"{path}: is where the public half goes; name the private one, {path.with_suffix('.key')}"
+        )
+    if half.exists():
+        raise KeyFileInvalid(f"{half}: exists already", hint="keys are never overwritten; move the old file away first")
+    return half

@@ -11,16 +11,18 @@ from pericard import __version__
 from pericard.cli import audit, env, keys, model, serve, token
 from pericard.errors import PericardError
 
+_ABOUT = """Seal models for named hospitals, serve them guarded, and prove what they said.
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+\b
+Vendor:    keygen publisher · seal · inspect · verify
+Hospital:  keygen identity · keygen log · token · serve · audit
+"""
+
+
+@click.group(help=_ABOUT, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="pericard", message="%(prog)s %(version)s")
 def cli() -> None:
-    r"""Seal models for named hospitals, serve them guarded, and prove what they said.
-
-    \b
-    Vendor:    keygen publisher · seal · inspect · verify
-    Hospital:  keygen identity · keygen log · token · serve · audit
-    """
+    """The ``pericard`` command."""
 
 
 for command in (
@@ -40,8 +42,7 @@ def _run(arguments: list[str]) -> int:
     except PericardError as error:
         return _say(error.message, error.hint, 1)
     except click.UsageError as error:
-        where = error.ctx.command_path if error.ctx else "pericard"
-        return _say(_sentence(error.format_message()), f"{where} --help shows how it is used", 2)
+        return _usage(error)
     except (click.exceptions.Abort, KeyboardInterrupt):
         return _say("interrupted", None, 130)
     except BrokenPipeError:
@@ -50,12 +51,23 @@ def _run(arguments: list[str]) -> int:
     except Exception as error:
         if os.environ.get("PERICARD_TRACEBACK"):
             raise
-        return _say(
-            f"something went wrong inside ({type(error).__name__})",
-            "PERICARD_TRACEBACK=1 shows where; please report it",
-            1,
-        )
+        return _unexpected(error)
     return status if isinstance(status, int) else 0
+
+
+def _usage(error: click.UsageError) -> int:
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(error.format_message(), err=True)
+        return 2
+    where = error.ctx.command_path if error.ctx else "pericard"
+    return _say(_sentence(error.format_message()), f"{where} --help shows how it is used", 2)
+
+
+def _unexpected(error: Exception) -> int:
+    if isinstance(error, OSError) and error.strerror:
+        return _say(f"{error.filename or 'output'}: {error.strerror.lower()}", None, 1)
+    name = type(error).__name__
+    return _say(f"something went wrong inside ({name})", "PERICARD_TRACEBACK=1 shows where; please report it", 1)
 
 
 def _say(message: str, hint: str | None, status: int) -> int:

@@ -30,5 +30,5 @@ def serve(config: Path, check: bool, inline: bool) -> None:
     if inline:
         from pericard.daemon import inline as daemon
     else:
-        from pericard.daemon import supervisor as daemon  # type: ignore[no-redef]
+        from pericard.daemon import supervisor as daemon  # type: ignore[no-redef]  # the other of two with one run
     daemon.run(found, announce=lambda line: click.echo(f"pericard: {line}", err=True))

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from pericard.cli.keys import FILE
+
+if TYPE_CHECKING:
+    from pericard.auth import Issued
 
 _TOKENS = click.option(
     "--tokens",
@@ -40,17 +45,15 @@ def create(
 ) -> None:
     """Make a token for NAME. It is shown once; only a keyed hash of it is kept."""
     from pericard.auth import TokenFile
-    from pericard.errors import ConfigError
 
-    if output is not None and output.exists():
-        raise ConfigError(f"{output}: exists already", hint="tokens never overwrite a file")
-    issued = TokenFile(tokens).create(name, operations=operations, models=models, days=days)
+    def make() -> Issued:
+        return TokenFile(tokens).create(name, operations=operations, models=models, days=days)
+
     if output is None:
+        issued = make()
         click.echo(issued.token)
     else:
-        descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w") as out:
-            out.write(issued.token + "\n")
+        issued = _into(output, make)
     click.echo(f"token {issued.record.id} for {name}, until {_day(issued.record.expires)}", err=True)
 
 
@@ -89,6 +92,24 @@ def revoke(token_id: str, tokens: Path) -> None:
 
     record = TokenFile(tokens).revoke(token_id)
     click.echo(f"revoked {record.id} of {record.name}", err=True)
+
+
+def _into(output: Path, make: Callable[[], Issued]) -> Issued:
+    """Make a token once its file is there, so that none is made that nobody has."""
+    from pericard.errors import ConfigError
+
+    try:
+        descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError as error:
+        raise ConfigError(f"{output}: exists already", hint="tokens never overwrite a file") from error
+    try:
+        issued = make()
+        with os.fdopen(descriptor, "w") as out:
+            out.write(issued.token + "\n")
+    except BaseException:
+        output.unlink(missing_ok=True)
+        raise
+    return issued
 
 
 def _day(moment: int) -> str:

@@ -2,6 +2,7 @@
 
 The last arguments are descriptor numbers. Hardening comes before a value is read, and torch is imported after it.
 Values come through a pipe: a u32 length, JSON, and for the engine the identity's seed and the log key's secret.
+Only the supervisor stops a child: signals that were sent to the whole family must not end the engine before the edge.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import socket
 import struct
 import sys
@@ -31,18 +33,27 @@ _CONTROL_SIZE = 64
 def main(arguments: list[str]) -> int:
     """Run one child; the exit status."""
     role, parent, control_fd, values_fd, *rest = arguments
-    hardening.die_with_parent(int(parent))
-    hardening.harden()
-    hardening.forbid_temporary_files()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     logging.basicConfig(format=f"pericard {role}: %(levelname)s: %(message)s", level=logging.WARNING)
     control = socket.socket(fileno=int(control_fd))
     try:
+        hardening.die_with_parent(int(parent))
+        hardening.harden()
+        hardening.forbid_temporary_files()
         if role == "engine":
             _engine(control, int(values_fd))
         else:
             _edge(control, int(values_fd), socket.socket(fileno=int(rest[0])))
     except PericardError as error:
         say(control, {"failed": {"code": error.code, "message": error.message, "hint": error.hint}})
+        return 1
+    except Exception as error:
+        if os.environ.get("PERICARD_TRACEBACK"):
+            raise
+        message = f"{role}: something went wrong inside ({type(error).__name__})"
+        hint = "PERICARD_TRACEBACK=1 shows where; please report it"
+        say(control, {"failed": {"code": PericardError.code, "message": message, "hint": hint}})
         return 1
     return 0
 
@@ -51,7 +62,7 @@ def say(control: socket.socket, message: dict[str, object]) -> None:
     """Tell the supervisor; if it is gone, the kernel is about to end us anyway."""
     try:
         control.setblocking(True)
-        control.send(json.dumps(message).encode())
+        control.send(json.dumps(message, ensure_ascii=False).encode("utf-8", "replace"))
     except OSError:
         return
 

@@ -2,13 +2,13 @@
 
 It reads two secrets once and keeps them locked; it parses no byte that came from the network. A child that is refused
 at the first start (a tampered model, a taken log) ends the daemon with that child's own error. After that a child that
-ends is started again, with a growing pause, for as long as the daemon runs.
+ends is started again, with a growing pause, for as long as the daemon runs. Nothing that a child does holds it up or
+ends it: a start takes a bounded time, and a message that is none costs the child its life.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import selectors
@@ -27,7 +27,7 @@ import msgspec
 
 from pericard import hardening
 from pericard.daemon import notify, values
-from pericard.errors import ConfigError, from_code
+from pericard.errors import PipeError, from_code
 from pericard.keys import LogKey
 from pericard.settings import Settings
 from pericard.unlock import source_for
@@ -37,8 +37,24 @@ _CONTROL_SIZE = 1 << 16
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 5.0
 _STEADY_SECONDS = 30.0
+_START_SECONDS = 900.0  # of one child: models are read, decrypted and asked their known questions
 _ENGINE_STOP_SECONDS = 15.0
-_KILL_SECONDS = 2.0
+_END_SECONDS = 2.0  # from a child's last word to its end
+_KILL_SECONDS = 30.0  # a killed engine's memory may be large, and a device may hold on to it
+
+
+class _Failure(msgspec.Struct, frozen=True):
+    code: str
+    message: str
+    hint: str | None = None
+
+
+class _Told(msgspec.Struct, frozen=True):
+    """A child's message: what it is ready for, why it cannot start, or that the edge heard the engine."""
+
+    ready: str | None = None
+    failed: _Failure | None = None
+    joined: bool = False
 
 
 @dataclass(slots=True)
@@ -74,6 +90,8 @@ class Supervisor:
             source_for(settings.identity.unlock, Path(settings.identity.path)).seed()
         )
         self._log_secret = hardening.lock_secret(LogKey.read_secret(Path(settings.audit.key)))
+        if not (self._identity.locked and self._log_secret.locked):
+            _logger.warning("identity and log key: cannot be locked in memory; the limit is RLIMIT_MEMLOCK")
         self._listener = values.listen(settings)
         self._engine, self._edge = Child("engine"), Child("edge")
         self._selector = selectors.DefaultSelector()
@@ -86,7 +104,7 @@ class Supervisor:
         """Run until SIGTERM or SIGINT; SIGHUP reloads the certificate.
 
         Raises:
-            PericardError: a child was refused at the first start.
+            PericardError: a child was refused or could not be started, the first time.
         """
         wakeup_read, wakeup_write = socket.socketpair()
         wakeup_read.setblocking(False)
@@ -114,7 +132,7 @@ class Supervisor:
         self._signals.append(number)
 
     def _step(self, wakeup: socket.socket) -> None:
-        for key, _ in self._selector.select(self._until_restart()):
+        for key, _ in self._selector.select(self._until_due()):
             if key.data is None:
                 with contextlib.suppress(BlockingIOError):
                     wakeup.recv(64)
@@ -127,42 +145,67 @@ class Supervisor:
             else:
                 self._stopping = True
         for child in (self._engine, self._edge):
-            if child.process is None and not self._stopping and time.monotonic() >= child.again_at:
+            due = self._due(child)
+            if self._stopping or due is None or time.monotonic() < due:
+                continue
+            if child.process is None:
                 self._spawn(child)
+            else:
+                self._drop(child, f"was not ready after {_START_SECONDS:g} seconds")
 
-    def _until_restart(self) -> float | None:
-        waits = [child.again_at - time.monotonic() for child in (self._engine, self._edge) if child.process is None]
-        return max(0.0, min(waits)) if waits else None
+    def _due(self, child: Child) -> float | None:
+        """When something must be done about a child that says nothing: start it, or give its start up."""
+        if child.process is None:
+            return child.again_at
+        return None if child.ready and self._served else child.started + _START_SECONDS
+
+    def _until_due(self) -> float | None:
+        due = [moment for child in (self._engine, self._edge) if (moment := self._due(child)) is not None]
+        return max(0.0, min(due) - time.monotonic()) if due else None
 
     # --- children ----------------------------------------------------------------------------------------------------
 
     def _spawn(self, child: Child) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        read_end, write_end = os.pipe()
-        inherited = [theirs.fileno(), read_end]
-        if child.role == "edge":
-            inherited.append(self._listener.fileno())
-        # -I: no PYTHON* variable and no user site decides what a child imports; -B: it writes no bytecode
-        command = [sys.executable, "-I", "-B", "-m", "pericard.daemon.child", child.role, str(os.getpid())]
+        """Start a child; one that cannot be started now is one that ended."""
+        child.ready, child.started = False, time.monotonic()
         try:
-            child.process = subprocess.Popen(
-                [*command, *map(str, inherited)],
-                pass_fds=inherited,
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, **hardening.ALLOCATOR},
-                start_new_session=True,  # a terminal's Ctrl-C is for the supervisor
-            )
-        finally:
-            theirs.close()
-            os.close(read_end)
-        child.control, child.ready, child.started = ours, False, time.monotonic()
+            self._start(child)
+        except OSError as error:  # no process, no descriptor, or the interpreter is being replaced
+            self._drop(child, f"could not be started: {(error.strerror or 'i/o error').lower()}")
+
+    def _start(self, child: Child) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)  # a child that does not listen must not hold us up
+        child.control = ours
         self._selector.register(ours, selectors.EVENT_READ, child)
+        with theirs:
+            read_end, write_end = os.pipe()
+            try:
+                self._execute(child, theirs.fileno(), read_end)
+            except BaseException:
+                os.close(write_end)
+                raise
+            finally:
+                os.close(read_end)
         try:
             self._give_values(child, write_end)
         except BrokenPipeError:
             _logger.warning("%s ended before it read its values", child.role)
         finally:
             os.close(write_end)
+
+    def _execute(self, child: Child, *inherited: int) -> None:
+        if child.role == "edge":
+            inherited = (*inherited, self._listener.fileno())
+        # -I: no PYTHON* variable and no user site decides what a child imports; -B: it writes no bytecode
+        command = [sys.executable, "-I", "-B", "-m", "pericard.daemon.child", child.role, str(os.getpid())]
+        child.process = subprocess.Popen(
+            [*command, *map(str, inherited)],
+            pass_fds=inherited,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **hardening.ALLOCATOR},
+            start_new_session=True,  # a terminal's Ctrl-C is for the supervisor
+        )
 
     def _give_values(self, child: Child, descriptor: int) -> None:
         secrets: tuple[memoryview, ...] = ()
@@ -180,37 +223,56 @@ class Supervisor:
         """One message from a child, or its end."""
         try:
             message = child.control.recv(_CONTROL_SIZE) if child.control else b""
+        except BlockingIOError:
+            return
         except OSError:
             message = b""
         if not message:
             self._ended(child)
             return
-        told = json.loads(message)
-        if "failed" in told:
-            self._failed(child, told["failed"])
-        elif "ready" in told:
+        try:
+            told = msgspec.json.decode(message, type=_Told)
+        except (msgspec.DecodeError, RecursionError):
+            self._drop(child, "sent a message that is none")
+            return
+        if told.failed is not None:
+            self._failed(child, told.failed)
+        elif told.ready is not None and not child.ready:
             child.ready = True
             if child is self._engine:
-                self._serving = told["ready"]
+                self._serving = told.ready
             self._join()
-        elif "joined" in told:
+        elif told.joined and child is self._edge and self._engine.ready:
             self._joined()
 
-    def _failed(self, child: Child, failure: dict[str, str | None]) -> None:
-        error = from_code(str(failure["code"]), str(failure["message"]), failure["hint"])
+    def _failed(self, child: Child, failure: _Failure) -> None:
         if not self._served:
-            raise error
-        _logger.error("%s was refused: %s", child.role, error.message)
+            raise from_code(failure.code, failure.message, failure.hint)
+        _logger.error("%s was refused: %s", child.role, failure.message)
 
     def _ended(self, child: Child) -> None:
         """Forget an ended child and plan its restart."""
         status = self._reap(child)
         if not self._served:
-            raise ConfigError(f"{child.role}: ended at its start with status {status}")
+            killed = "it was killed, as the kernel does when memory runs out" if status == -signal.SIGKILL else None
+            raise PipeError(f"{child.role}: ended at its start with status {status}", hint=killed)
+        self._plan(child, f"ended with status {status}")
+
+    def _drop(self, child: Child, reason: str) -> None:
+        """End a child that is of no use, and plan its restart."""
+        if child.process is not None:
+            child.process.kill()
+        self._reap(child)
+        if not self._served:
+            raise PipeError(f"{child.role}: {reason}")
+        self._plan(child, reason)
+
+    def _plan(self, child: Child, reason: str) -> None:
         steady = time.monotonic() - child.started > _STEADY_SECONDS
         child.pause = _FIRST_PAUSE if steady else min(child.pause * 2, _LONGEST_PAUSE)
         child.again_at = time.monotonic() + child.pause
-        _logger.error("%s ended with status %s; it is started again in %.1f s", child.role, status, child.pause)
+        _logger.error("%s %s; it is started again in %.1f s", child.role, reason, child.pause)
+        notify.tell(f"STATUS=waiting for the {child.role}, which {reason}")
 
     def _reap(self, child: Child) -> int | None:
         if child.control is not None:
@@ -220,11 +282,13 @@ class Supervisor:
         process, child.process, child.ready = child.process, None, False
         if process is None:
             return None
-        try:
-            return process.wait(timeout=_KILL_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            return process.wait(timeout=_KILL_SECONDS)
+        for seconds in (_END_SECONDS, _KILL_SECONDS):
+            try:
+                return process.wait(timeout=seconds)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        _logger.error("%s was killed and does not end", child.role)  # the kernel's to solve; a later wait collects it
+        return None
 
     def _join(self) -> None:
         """Once both are ready, give each one end of a new pipe; old ends close themselves."""
@@ -241,30 +305,34 @@ class Supervisor:
             self._served = True
             where = values.url(self._settings, self._listener)
             self._announce(f"serving {self._serving} on {where}")
-            notify.tell(f"READY=1\nSTATUS=serving {self._serving}")
+            notify.tell("READY=1")
+        notify.tell(f"STATUS=serving {self._serving}")
 
     def _tell(self, child: Child, message: bytes, *descriptors: int) -> None:
         if child.control is None:
             return
         try:
             socket.send_fds(child.control, [message], descriptors)
+        except BlockingIOError:
+            _logger.error("%s does not listen any more", child.role)  # noqa: TRY400  (the message says it all)
+            if child.process is not None:
+                child.process.kill()  # its end is heard on the same socket
         except OSError:
-            _logger.debug("%s no longer listens", child.role)  # its end is heard on the same socket
+            _logger.debug("%s no longer listens", child.role)
 
     def _stop(self) -> None:
         """Stop the edge first, so that what it accepted is still answered; then the engine."""
-        notify.tell("STOPPING=1")
-        for child, seconds in (
-            (self._edge, self._settings.limits.drain_seconds + _KILL_SECONDS),
-            (self._engine, _ENGINE_STOP_SECONDS),
-        ):
-            if child.process is not None:
+        drain = self._settings.limits.drain_seconds + _END_SECONDS
+        notify.tell(f"STOPPING=1\nEXTEND_TIMEOUT_USEC={int((drain + _ENGINE_STOP_SECONDS) * 1e6)}")
+        for child, seconds in ((self._edge, drain), (self._engine, _ENGINE_STOP_SECONDS)):
+            if child.process is None:
+                continue
+            if child.ready:  # one that is still starting has nothing to finish
                 self._tell(child, b"stop")
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     child.process.wait(timeout=seconds)
-                if child.process.poll() is None:
-                    child.process.kill()
-                self._reap(child)
+            child.process.kill()  # nothing happens to one that has ended
+            self._reap(child)
 
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

@@ -59,9 +59,9 @@ def listen(settings: Settings) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((host, port))
         sock.listen(1024)
-    except OSError as error:
+    except (OSError, ValueError, TypeError) as error:  # a host that is no name at all is one of the latter
         sock.close()
-        reason = (error.strerror or str(error)).lower()
+        reason = (getattr(error, "strerror", None) or "it is no address or name").lower()
         raise ConfigError(f"listen: cannot bind {host} port {port}: {reason}") from error
     return sock
 

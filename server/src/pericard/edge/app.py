@@ -9,16 +9,15 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import msgspec
 from fastapi import FastAPI, Request
 from fastapi import Response as HttpResponse
 from starlette.requests import ClientDisconnect
 from starlette.routing import request_response
 
-from pericard.edge.answer import OPEN, ROUTES, Answerer, Route
+from pericard.edge import description
+from pericard.edge.answer import ROUTES, Answerer
 from pericard.edge.http import Head
 from pericard.edge.limits import Limits, read_body
-from pericard.edge.problems import STATUS
 from pericard.errors import MalformedRequest
 
 
@@ -42,7 +41,7 @@ def create_app(answerer: Answerer, *, version: str) -> FastAPI:
             methods=[route.method],
             name=f"{route.method} {route.path}",
             summary=route.summary,
-            openapi_extra=_openapi(route),
+            openapi_extra=description.operation(route),
             response_model=None,
             operation_id=f"{route.method.lower()}{route.path.replace('/', '_').replace('{name}', 'name')}",
         )
@@ -73,58 +72,6 @@ async def _read(request: Request, limits: Limits) -> bytes:
         raise MalformedRequest("body: ended before its end") from error
 
 
-# --- the description: /predict by hand, the rest by name -----------------------------------------------------------
-
-_PROBLEM = {"$ref": "#/components/schemas/Problem"}
-
-
-class _Problem(msgspec.Struct):
-    type: str
-    title: str
-    status: int
-    code: str
-    detail: str
-    request_id: str
-    hint: str | None = None
-
-
-def _openapi(route: Route) -> dict[str, Any]:
-    extra: dict[str, Any] = {"security": [] if route.permission == OPEN else [{"bearer": []}]}
-    if route.permission != OPEN:
-        extra["x-permission"] = route.permission
-    if route.path == "/predict":
-        extra["requestBody"] = {
-            "required": True,
-            "content": {
-                "application/json": {
-                    "schema": {
-                        "type": "object",
-                        "additionalProperties": False,
-                        "required": ["inputs"],
-                        "properties": {
-                            "model": {"type": "string"},
-                            "inputs": {"type": "array", "description": "one item, or a list of items"},
-                            "sampling_rate": {"type": "number", "description": "Hz"},
-                            "unit": {"type": "string"},
-                            "leads": {"type": "array", "items": {"type": "string"}},
-                        },
-                    }
-                }
-            },
-        }
-    statuses = sorted({str(status) for status in STATUS.values()} - {"500"})
-    extra["responses"] = {
-        status: {"description": "problem", "content": {"application/problem+json": {"schema": _PROBLEM}}}
-        for status in statuses
-    }
-    return extra
-
-
 def openapi(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document, with the problem schema and the security scheme."""
-    document = app.openapi()
-    (_, components) = msgspec.json.schema_components([_Problem], ref_template="#/components/schemas/{name}")
-    schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    schemas["Problem"] = components["_Problem"] | {"title": "Problem"}
-    document["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
-    return document
+    """The OpenAPI document."""
+    return {**app.openapi(), "components": description.components()}

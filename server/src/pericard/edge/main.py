@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
@@ -75,7 +76,7 @@ class Edge:
             server_header=False,
             backlog=_BACKLOG,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=int(values.drain_seconds),
+            timeout_graceful_shutdown=math.ceil(values.drain_seconds),
             ssl_context_factory=None if context is None else lambda *_: context,
         )
         self.server = _Server(config)

@@ -7,6 +7,7 @@ declaration that is missing or different is refused with what to do, never guess
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -123,6 +124,8 @@ def items(request: PredictRequest, name: str, model: Model, *, limit: int) -> li
     spec = model["inputs"][0]
     shape: list[int] = spec["shape"][1:]
     raw = bytes(request.inputs)
+    if raw.count(b",") >= limit * math.prod(shape):  # cheap, and before millions of parts are made
+        raise MalformedRequest(f"inputs: holds more numbers than {limit} items of shape {shape}")
     depth = _depth(raw)
     squeezed = len(shape) == 2 and shape[0] == 1  # noqa: PLR2004  (one channel: the list around it may be left out)
     if depth == len(shape) + 1 or (squeezed and depth == len(shape)):

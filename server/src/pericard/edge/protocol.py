@@ -14,6 +14,7 @@ from collections.abc import Callable
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from pericard.edge import problems
+from pericard.edge.http import Response
 from pericard.edge.limits import Limits
 from pericard.errors import MalformedRequest, Overloaded, PericardError, RequestTimeout, RequestTooLarge
 
@@ -65,6 +66,11 @@ class GuardedProtocol(HttpToolsProtocol):
         """A head begins."""
         super().on_message_begin()
         self._in_head = True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header; what comes behind the body is none, or a credential could hide there."""
+        if self._in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """A head is whole; it is answered if there is room."""
@@ -144,13 +150,25 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         self._refused = True
         self._end()
-        found = problems.response(error, request_id=os.urandom(12).hex())
-        length = {"content-length": str(len(found.body)), "connection": "close"}
-        lines = [f"{name}: {value}\r\n".encode("latin-1") for name, value in {**found.headers, **length}.items()]
-        if not self._answering():  # or it would stand inside another answer
-            self.transport.write(b"".join((STATUS_LINE[found.status], *lines, b"\r\n", found.body)))
-        self.told(error, self.client[0] if self.client else "")
+        if self._answering() and not self.cycle.more_body:  # garbage behind a request: its answer is still given
+            self.cycle.keep_alive = False
+            self._abort_later()
+            return
+        if self._answering():  # the body broke the rules: the application hears that it ended, and tells
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        else:
+            self.told(error, self.client[0] if self.client else "")
+        if not self.pipeline:  # or it would stand inside another answer
+            self._write(problems.response(error, request_id=os.urandom(12).hex()))
         self.loop.call_later(_LINGER_SECONDS, self.transport.abort)
+
+    def _write(self, found: Response) -> None:
+        last = {"content-length": str(len(found.body)), "connection": "close"}
+        lines = [f"{name}: {value}\r\n".encode("latin-1") for name, value in {**found.headers, **last}.items()]
+        self.transport.write(b"".join((STATUS_LINE[found.status], *lines, b"\r\n", found.body)))
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
 
     def _abort_later(self) -> None:
         """A connection that was closed and whose peer does not read what is left."""

@@ -1,8 +1,7 @@
 """One engine process from start to stop.
 
-Start: read the identity and the log key from an inherited descriptor, open the log, load every model, record it, say
-so. Then wait on the control socket: the supervisor hands over new pipe ends there (the edge never can), asks for
-a stop, or is gone, which ends the engine at once.
+Start: open the log, load every model, record it. The process around it (``daemon.child``) brings the identity and the
+log key, and hands over new pipe ends from the supervisor; the edge never can.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class Engine:
         """Open the log, load the models, and record both; no answer is possible before :meth:`start`.
 
         Raises:
-            PericardError: the log, the trust state or every model was refused. A refused model is recorded first.
+            PericardError: the log, the trust state or a model was refused. A refused model is recorded first.
         """
         runtime = environment.describe()
         self._links: list[EdgeLink] = []
@@ -90,7 +89,7 @@ class Engine:
         link.start()
 
     def tick(self) -> None:
-        """Once in a while: licences, the catalog, licence time."""
+        """Once in a while: the days that licences have left, and the catalog with their states."""
         self._watch_licences()
         for link in self._links:
             link.catalog(self._repository.catalog())

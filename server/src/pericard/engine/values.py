@@ -1,4 +1,4 @@
-"""What an engine is told at its start: plain values and three secrets, never settings."""
+"""What an engine is told at its start: plain values, never settings; its two secrets come beside them."""
 
 from __future__ import annotations
 

@@ -36,11 +36,23 @@ class Cursor:
     def advance(self, position: int) -> None:
         """Remember durably that everything before ``position`` was taken."""
         try:
-            with tempfile.NamedTemporaryFile(dir=self._path.parent, prefix=".cursor.", delete=False) as out:
-                out.write(f"{position}\n".encode("ascii"))
-                out.flush()
-                os.fsync(out.fileno())
-            Path(out.name).replace(self._path)
+            self._replace(f"{position}\n".encode("ascii"))
         except OSError as error:
             raise ConfigError(f"{self._path}: cannot be written: {(error.strerror or 'i/o error').lower()}") from error
         self.position = position
+
+    def _replace(self, data: bytes) -> None:
+        with tempfile.NamedTemporaryFile(dir=self._path.parent, prefix=".cursor.", delete=False) as out:
+            try:
+                out.write(data)
+                out.flush()
+                os.fsync(out.fileno())
+                Path(out.name).replace(self._path)
+            except BaseException:
+                Path(out.name).unlink(missing_ok=True)
+                raise
+        descriptor = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

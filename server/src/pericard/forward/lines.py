@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pericard.audit.reading import published, records
+from pericard.errors import LogTruncated
 from pericard.forward.cursor import Cursor
 
 _GROUP = 256
@@ -26,10 +27,21 @@ def send_lines(directory: Path, cursor_path: Path, out: BinaryIO, *, follow: boo
         cursor_path: where the cursor is kept.
         out: a stream; what it took and flushed counts as sent.
         follow: keep waiting for new records instead of returning at the end.
+
+    Raises:
+        LogTruncated: records that were sent already are not there any more.
+        ConfigError: the cursor cannot be read or written.
+        AuditError: the log cannot be read.
     """
     cursor = Cursor(cursor_path)
     while True:
-        group = list(itertools.islice(records(directory, cursor.position, published(directory)), _GROUP))
+        durable = published(directory)
+        if durable < cursor.position:  # waiting for the log to grow back would hide it from whoever collects
+            raise LogTruncated(
+                f"{directory}: holds {durable} records, and {cursor.position} were sent already",
+                hint="verify the log with a head that was sent; for another log, use another cursor",
+            )
+        group = list(itertools.islice(records(directory, cursor.position, durable), _GROUP))
         out.writelines(
             json.dumps(record, sort_keys=True, separators=(",", ":")).encode("ascii") + b"\n" for _, record in group
         )

@@ -19,12 +19,18 @@ def write_self_signed(key_path: Path, certificate_path: Path, hosts: tuple[str, 
     """Make a P-256 key and a certificate for the hosts (names or addresses); neither file may exist.
 
     Raises:
-        KeyFileInvalid: no host, or a file cannot be written.
+        KeyFileInvalid: no host, a host that is no name, or a file cannot be written.
     """
     if not hosts:
         raise KeyFileInvalid("certificate: needs at least one host name or address")
+    try:
+        names = [_general_name(host) for host in hosts]
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0][:64])])
+    except ValueError as error:
+        raise KeyFileInvalid(
+            "certificate: a host is no name or address", hint="write names beyond ASCII as xn--…"
+        ) from error
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0])])
     now = dt.datetime.now(dt.UTC)
     certificate = (
         x509.CertificateBuilder()
@@ -34,7 +40,7 @@ def write_self_signed(key_path: Path, certificate_path: Path, hosts: tuple[str, 
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - dt.timedelta(minutes=5))
         .not_valid_after(now + dt.timedelta(days=days))
-        .add_extension(x509.SubjectAlternativeName([_general_name(host) for host in hosts]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .sign(key, hashes.SHA256())

@@ -141,18 +141,18 @@ def _answered(backend: ExportedBackend, question: tuple[Array, ...], description
 
 def _compare_with_original(program: ExportedProgram, questions: tuple[Question, ...], path: Path) -> None:
     """The normalised graph must compute bit for bit what the vendor's own program does."""
-    original = program.module()
-    original.requires_grad_(False)  # torch has other kernels for what could be trained
-    for inputs, answers in questions:
-        try:
-            with torch.inference_mode():
-                found = original(*(torch.from_numpy(value) for value in inputs))
-        except Exception as error:  # the vendor's own program fails in any way it likes
-            raise UnsupportedModel(
-                f"{path}: cannot be called with its inputs in order ({type(error).__name__})",
-                hint="export it with positional tensor inputs",
-            ) from error
-        flat, _ = torch.utils._pytree.tree_flatten(found)  # noqa: SLF001  (the public optree is optional)
+    try:
+        original = program.module()
+        original.requires_grad_(False)  # torch has other kernels for what could be trained
+        with torch.inference_mode():
+            found = [original(*(torch.from_numpy(value) for value in inputs)) for inputs, _ in questions]
+    except Exception as error:  # the vendor's own program fails in any way it likes
+        raise UnsupportedModel(
+            f"{path}: cannot be called with its inputs in order ({type(error).__name__})",
+            hint="export it with positional tensor inputs",
+        ) from error
+    for value, (_, answers) in zip(found, questions, strict=True):
+        flat, _ = torch.utils._pytree.tree_flatten(value)  # noqa: SLF001  (the public optree is optional)
         if not all(np.array_equal(a.numpy(), b, equal_nan=True) for a, b in zip(flat, answers, strict=True)):
             raise KnownAnswerMismatch(f"{path}: computes other numbers once it is normalised")
 

@@ -1,0 +1,225 @@
+"""``server.yaml``: strict, with its defaults in one place, and the file that shows them tells the truth."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import yaml
+
+from pericard import settings
+from pericard.errors import ConfigError
+from pericard.settings import Settings
+
+SHOWN = Path(__file__).resolve().parents[3] / "configs/server.yaml"
+LEAST = {"models": ["ecg.sealed"], "publishers": ["vendor.pub"]}
+
+
+def load(folder: Path, value: Any = None, **changes: Any) -> Settings:
+    path = folder / "server.yaml"
+    text = value if isinstance(value, str) else yaml.safe_dump({**LEAST, **changes})
+    path.write_text(text, encoding="utf-8")
+    return settings.load(path)
+
+
+def refused(folder: Path, value: Any = None, **changes: Any) -> ConfigError:
+    with pytest.raises(ConfigError) as error:
+        load(folder, value, **changes)
+    assert "server.yaml" in error.value.message
+    return error.value
+
+
+def plain(value: Any) -> Any:
+    """Settings as YAML would say them."""
+    return msgspec.to_builtins(value)
+
+
+# --- the file that shows every key --------------------------------------------------------------------------------------
+
+
+def test_the_shown_file_holds_every_setting_with_its_default() -> None:
+    shown = yaml.safe_load(SHOWN.read_text(encoding="utf-8"))
+    defaults = plain(Settings(models=(), publishers=()))
+
+    assert shown.keys() == defaults.keys()
+    for name in shown.keys() - {"models", "publishers"}:
+        assert shown[name] == defaults[name], name
+
+
+def test_the_shown_file_says_a_word_on_each_key() -> None:
+    for line in SHOWN.read_text(encoding="utf-8").splitlines():
+        if re.match(r"\s*\w+: \S", line):
+            assert re.search(r"  # [\w{]", line), line
+
+
+def test_the_shown_file_is_a_valid_one(tmp_path: Path) -> None:
+    assert load(tmp_path, SHOWN.read_text(encoding="utf-8")).listen == settings.Listen()
+
+
+def test_the_tls_keys_stand_in_the_comment() -> None:
+    (line,) = [line for line in SHOWN.read_text(encoding="utf-8").splitlines() if line.startswith("tls:")]
+    example = yaml.safe_load(line.partition("# ")[2])
+
+    assert example.keys() == set(settings.Tls.__struct_fields__)
+    assert example["minimum_version"] == settings.Tls("a", "b").minimum_version
+
+
+# --- what is taken ------------------------------------------------------------------------------------------------------
+
+
+def test_two_keys_are_enough(tmp_path: Path) -> None:
+    found = load(tmp_path)
+
+    assert found.listen.host == "127.0.0.1"
+    assert found.tls is None
+    assert (found.engine.device, found.limits.items) == ("auto", 256)
+
+
+def test_relative_paths_begin_at_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "etc"
+    folder.mkdir()
+    monkeypatch.chdir(tmp_path)
+    (folder / "server.yaml").write_text(
+        yaml.safe_dump({**LEAST, "tls": {"certificate": "a/tls.crt", "key": "/etc/tls.key"}, "audit": {"key": "../log.key"}})
+    )
+
+    found = settings.load(Path("etc/server.yaml"))
+
+    assert found.models == (f"{folder}/ecg.sealed",)
+    assert found.publishers == (f"{folder}/vendor.pub",)
+    assert found.tls == settings.Tls(f"{folder}/a/tls.crt", "/etc/tls.key")
+    assert (found.tokens, found.trust_state) == (f"{folder}/tokens.json", f"{folder}/trust.json")
+    assert found.identity.path == f"{folder}/identity.key"
+    assert (found.audit.directory, found.audit.key) == (f"{folder}/audit", f"{folder}/../log.key")
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": ["x"]},
+        {"listen": {"hots": "127.0.0.1"}},
+        {"tls": {"certificate": "a", "key": "b", "ciphers": "ALL"}},
+        {"identity": {"file": "x"}},
+        {"audit": {"dir": "x"}},
+        {"engine": {"gpu": 0}},
+        {"limits": {"body": 5}},
+        {"Models": ["x"]},
+        {"auth": False},
+    ],
+    ids=str,
+)
+def test_an_unknown_key_is_named(tmp_path: Path, changes: dict[str, Any]) -> None:
+    (name, value), *_ = changes.items()
+    unknown = name if not isinstance(value, dict) else next(reversed(value))
+
+    error = refused(tmp_path, **changes)
+
+    assert f"`{unknown.lower()}`" in error.message
+    assert error.hint is not None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"models": "ecg.sealed"},
+        {"models": [7]},
+        {"models": None},
+        {"publishers": {}},
+        {"listen": []},
+        {"listen": {"port": "8443"}},
+        {"listen": {"port": -1}},
+        {"listen": {"port": 65536}},
+        {"listen": {"port": True}},
+        {"listen": {"host": 127}},
+        {"tls": True},
+        {"tls": {"certificate": "a"}},
+        {"tls": {"certificate": "a", "key": "b", "minimum_version": "1.1"}},
+        {"tls": {"certificate": "a", "key": "b", "minimum_version": 1.3}},
+        {"identity": {"unlock": "magic"}},
+        {"engine": {"device": "gpu"}},
+        {"engine": {"device": "cuda"}},
+        {"engine": {"device": "cuda:0; rm"}},
+        {"engine": {"threads": 0}},
+        {"engine": {"threads": 257}},
+        {"engine": {"threads": 1.5}},
+        {"engine": {"memory_budget": 0}},
+        {"engine": {"queue": 0}},
+        {"limits": {"body_bytes": 100}},
+        {"limits": {"body_bytes": 1 << 40}},
+        {"limits": {"body_seconds": 0}},
+        {"limits": {"body_seconds": -1}},
+        {"limits": {"body_seconds": float("nan")}},
+        {"limits": {"answer_seconds": float("inf")}},
+        {"limits": {"answer_seconds": 3601}},
+        {"limits": {"items": 0}},
+        {"limits": {"connections": 0}},
+        {"limits": None},
+    ],
+    ids=str,
+)
+def test_a_wrong_type_or_value_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    refused(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "null", "[]", "x", "models: [", "models: [a]\npublishers: [b]\nmodels: [c]\n", "\x00", "!!python/object:os.system {}",
+     "models: &a [*a]\npublishers: [b]", "? [a]\n: b"],
+    ids=repr,
+)  # fmt: skip
+def test_what_is_no_configuration_is_refused(tmp_path: Path, text: str) -> None:
+    refused(tmp_path, text)
+
+
+@pytest.mark.parametrize("place", ["listen: {port: 1, port: 2}", "limits:\n  items: 1\n  items: 2"])
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path, place: str) -> None:
+    error = refused(tmp_path, f"models: [a]\npublishers: [b]\n{place}\n")
+
+    assert "twice" in error.message
+
+
+def test_what_is_not_utf8_or_not_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "server.yaml").write_bytes(b"models: [\xff]")
+    for path in (tmp_path / "server.yaml", tmp_path / "missing.yaml", tmp_path):
+        with pytest.raises(ConfigError):
+            settings.load(path)
+
+
+@pytest.mark.parametrize("name", ["models", "publishers"])
+def test_without_a_model_or_a_publisher_there_is_nothing_to_serve(tmp_path: Path, name: str) -> None:
+    assert "at least one" in refused(tmp_path, **{name: []}).message
+
+
+HOSTS = [
+    ("127.0.0.1", True),
+    ("127.1.2.3", True),
+    ("::1", True),
+    ("0.0.0.0", False),
+    ("::", False),
+    ("192.168.1.5", False),
+    ("fe80::1", False),
+    ("localhost", False),  # a name is what a resolver says it is
+    ("127.0.0.1.example", False),
+    ("", False),
+    ("0", False),
+    ("2130706433", False),
+    ("0x7f000001", False),
+]
+
+
+@pytest.mark.parametrize(("host", "loopback"), HOSTS)
+def test_beyond_loopback_tls_is_needed(tmp_path: Path, host: str, *, loopback: bool) -> None:
+    assert settings.is_loopback(host) is loopback
+    if loopback:
+        assert load(tmp_path, listen={"host": host}).listen.host == host
+    else:
+        error = refused(tmp_path, listen={"host": host})
+        assert "tls is needed" in error.message
+    with_tls = load(tmp_path, listen={"host": host}, tls={"certificate": "a", "key": "b"})
+    assert with_tls.tls is not None
