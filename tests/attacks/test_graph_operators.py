@@ -51,7 +51,7 @@ TARGETS: list[Any] = [
     "builtins.eval", "eval", "os.system", "math.exp", "math.__loader__.load_module", "", "torch", "_operator",
     # Python's operators that reach further than arithmetic
     "_operator.attrgetter", "_operator.methodcaller", "_operator.itemgetter", "_operator.call", "_operator.getitem",
-    "_operator.setitem", "_operator.iadd", "_operator.pow", "_operator.__loader__.load_module",
+    "_operator.setitem", "_operator.iadd", "_operator.eq", "_operator.__loader__.load_module",
     "_operator.mul.__call__",
     # extensions, higher order, other namespaces
     "#executorch:load", "torch.ops.higher_order.cond", "torch.ops.higher_order.while_loop",

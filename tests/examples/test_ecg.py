@@ -218,7 +218,6 @@ def test_strips_hold_their_own_annotations(example: dict[str, ModuleType], tmp_p
 
 
 @wfdb_on_new_pandas
-@pytest.mark.filterwarnings("ignore:.*inplace keyword:Warning")  # wfdb's own use of pandas
 def test_wfdb_reads_as_npz(example: dict[str, ModuleType], tmp_path: Path) -> None:
     wfdb = pytest.importorskip("wfdb")
     adc, beats, pvc = synthetic_record()
@@ -240,7 +239,6 @@ def test_wfdb_reads_as_npz(example: dict[str, ModuleType], tmp_path: Path) -> No
 
 
 @wfdb_on_new_pandas
-@pytest.mark.filterwarnings("ignore:.*inplace keyword:Warning")  # wfdb's own use of pandas
 def test_wfdb_in_another_unit_is_refused(example: dict[str, ModuleType], tmp_path: Path) -> None:
     wfdb = pytest.importorskip("wfdb")
     samples = np.zeros((RATE, 1), dtype=np.int64)

@@ -42,7 +42,7 @@ def test_nothing_but_the_log_and_the_trust_state_is_written(
     written = [
         match["path"]
         for line in lines
-        if (match := _WRITING.search(line)) and re.search(r"O_(WRONLY|RDWR|CREAT)", match["flags"])
+        if (match := _WRITING.search(line)) and re.search(r"O_WR|O_RDWR|O_CREAT", match["flags"])
         and " = -1 " not in line
     ]  # fmt: skip
     assert any("audit" in path for path in written), "the log must have been seen"

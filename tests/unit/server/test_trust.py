@@ -182,6 +182,13 @@ def test_floors_and_time_only_rise(tmp_path: Path) -> None:
     assert found.digest == state.digest
 
 
+def test_time_rises_by_a_day_a_step_after_the_first(tmp_path: Path) -> None:
+    state = TrustState(tmp_path / "trust.json")
+    state.raise_time(1_000_000)
+    state.raise_time(4_000_000_000)  # one start with a clock far ahead
+    assert state.latest_time == 1_086_400
+
+
 def test_what_does_not_change_is_not_written_again(tmp_path: Path) -> None:
     state = TrustState(tmp_path / "trust.json")
     assert not (tmp_path / "trust.json").exists()

@@ -21,7 +21,7 @@ from pericard.engine.repository import Repository
 from pericard.engine.scheduler import Scheduler
 from pericard.engine.service import Service
 from pericard.engine.values import EngineValues
-from pericard.errors import AuditUnavailable, PericardError
+from pericard.errors import AuditUnavailable, PericardError, TrustStateInvalid
 from pericard.keys import Identity, LogKey, Publisher
 from pericard.metrics import Metrics
 from pericard.pipe import EdgeLink
@@ -31,6 +31,7 @@ from pericard.sealed import SealedModel
 from pericard.trust import Policy, TrustState
 
 _logger = logging.getLogger(__name__)
+_TIME_STEP = 3600  # seconds between two times that are remembered
 
 
 class Engine:
@@ -45,7 +46,7 @@ class Engine:
         runtime = environment.describe()
         self._links: list[EdgeLink] = []
         self._log = AuditLog.open(Path(values.audit_directory), origin=default_origin(log_key.verifier), key=log_key)
-        self._repository = Repository(runtime=runtime.digest)
+        self._repository = Repository(runtime=runtime.digest, licence_time=lambda now: self._policy.licence_time(now))
         self._metrics = Metrics()
         self._metrics.build.info({"version": values.version, "runtime": runtime.digest})
         self._scheduler = Scheduler(values.queue, self._max_batch)
@@ -89,7 +90,11 @@ class Engine:
         link.start()
 
     def tick(self) -> None:
-        """Once in a while: the days that licences have left, and the catalog with their states."""
+        """Once in a while: licence time, the days that licences have left, and the catalog with their states."""
+        now = int(time.time())
+        if now - self._policy.state.latest_time >= _TIME_STEP:
+            with contextlib.suppress(TrustStateInvalid):  # a full disk: the next tick tries again
+                self._policy.state.raise_time(now)
         self._watch_licences()
         for link in self._links:
             link.catalog(self._repository.catalog())
@@ -165,6 +170,6 @@ class Engine:
         }
 
     def _watch_licences(self) -> None:
-        now = int(time.time())
+        now = self._policy.licence_time(int(time.time()))
         for model in self._repository:
             self._metrics.licence_days_left.labels(model.description.name).set(model.licence.days_left(now))

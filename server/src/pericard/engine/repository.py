@@ -7,7 +7,7 @@ start. The catalog is what the edge may know: contract and identity, never a wei
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,9 +21,15 @@ _LAST_DATE = 253402300799  # 9999-12-31T23:59:59Z; a grant may last longer, a da
 class Repository:
     """Loaded models."""
 
-    def __init__(self, *, runtime: str) -> None:
-        """Start empty; ``runtime`` is the digest that every answer names."""
+    def __init__(self, *, runtime: str, licence_time: Callable[[int], int] = int) -> None:
+        """Start empty.
+
+        Args:
+            runtime: the digest that every answer names.
+            licence_time: from the clock to the time that licences are held against.
+        """
         self.runtime = runtime
+        self._licence_time = licence_time
         self._models: dict[str, LoadedModel] = {}
 
     def add(self, model: LoadedModel) -> None:
@@ -50,7 +56,7 @@ class Repository:
 
     def licence(self, model: LoadedModel, now: int) -> str:
         """The licence's state; raises ``TrustError`` once it is over."""
-        return model.licence.state(now)
+        return model.licence.state(self._licence_time(now))
 
     def __iter__(self) -> Iterator[LoadedModel]:
         return iter(self._models.values())

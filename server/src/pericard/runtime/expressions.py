@@ -13,10 +13,7 @@ from __future__ import annotations
 
 import re
 
-FUNCTIONS = (
-    "Add", "Mul", "Max", "Min", "Mod", "PythonMod", "FloorDiv", "CeilDiv", "CleanDiv",
-    "Equality", "Unequality", "GreaterThan", "LessThan", "StrictGreaterThan", "StrictLessThan",
-)  # fmt: skip
+FUNCTIONS = ("Add", "Mul", "Max", "Min", "Mod", "PythonMod", "FloorDiv", "CeilDiv", "CleanDiv")
 MAX_LENGTH = 4096
 MAX_DEPTH = 128
 

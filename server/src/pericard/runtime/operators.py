@@ -60,7 +60,7 @@ ALLOWED: frozenset[str] = frozenset(f"{_ELEMENTWISE} {_REDUCTIONS} {_LAYERS} {_S
 
 #: Python's own arithmetic on shapes, as torch.export writes it.
 ALLOWED_PYTHON: frozenset[str] = frozenset(
-    f"_operator.{name}" for name in ("add", "sub", "mul", "floordiv", "mod", "neg", "eq", "ge", "gt", "le", "lt", "ne")
+    f"_operator.{name}" for name in ("add", "sub", "mul", "floordiv", "mod", "neg")
 )
 
 #: Kinds of argument that Python's arithmetic may have: numbers, no text, no tensors.

@@ -17,6 +17,7 @@ from pericard.errors import TrustStateInvalid
 
 _FORMAT = "pericard/trust-state/v1"
 _LIMIT = 1 << 20
+_DAY = 86400
 _KEY = re.compile(r"[0-9a-f]{64}/[a-z0-9][a-z0-9._-]{0,63}")
 
 
@@ -76,9 +77,12 @@ class TrustState:
             self._save(self._floors | {f"{publisher}/{model}": floor}, self.latest_time)
 
     def raise_time(self, now: int) -> None:
-        """Remember a time, durably, if it is later than the one known."""
+        """Remember a time, durably, if it is later than the one known; after the first, by at most a day a step.
+
+        A clock that is wrong by years for one start must not end every licence.
+        """
         if now > self.latest_time:
-            self._save(self._floors, now)
+            self._save(self._floors, min(now, self.latest_time + _DAY) if self.latest_time else now)
 
     def _save(self, floors: dict[str, int], latest_time: int) -> None:
         """Write, then believe: what could not be made durable is not remembered either, and is tried again."""
