@@ -46,7 +46,7 @@ class Engine:
         runtime = environment.describe()
         self._links: list[EdgeLink] = []
         self._log = AuditLog.open(Path(values.audit_directory), origin=default_origin(log_key.verifier), key=log_key)
-        self._repository = Repository(runtime=runtime.digest, licence_time=lambda now: self._policy.licence_time(now))
+        self._repository = Repository(runtime=runtime.digest, licence_time=self._licence_time)
         self._metrics = Metrics()
         self._metrics.build.info({"version": values.version, "runtime": runtime.digest})
         self._scheduler = Scheduler(values.queue, self._max_batch)
@@ -168,6 +168,9 @@ class Engine:
             "recovered_bytes": self._log.recovered_bytes,
             "swap": hardening.swap_in_use(),
         }
+
+    def _licence_time(self, now: int) -> int:
+        return self._policy.licence_time(now)
 
     def _watch_licences(self) -> None:
         now = self._policy.licence_time(int(time.time()))
