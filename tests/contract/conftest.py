@@ -55,7 +55,7 @@ def narrow(engine: Engine, tokens: Path, keys: Keys, loop: serving.Loop) -> Iter
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setattr("pericard.edge.protocol._GRACE_SECONDS", 0.3)
     monkeypatch.setattr("pericard.edge.protocol._LINGER_SECONDS", 0.3)
-    limits = {"body_bytes": 4096, "body_seconds": 0.4, "header_bytes": 2048, "items": 8, "connections": 12}
+    limits = {"body_bytes": 4096, "body_seconds": 0.4, "header_bytes": 2048, "items": 8, "connections": 12, "answer_seconds": 1.5}
     with door(engine, tokens, loop, **limits) as made:
         yield made
     monkeypatch.undo()

@@ -15,7 +15,9 @@ from pericard.daemon import notify, values
 from pericard.edge.values import EdgeValues
 from pericard.engine.values import EngineValues
 from pericard.errors import ConfigError
+from pericard.keys import Identity
 from pericard.settings import Listen, Settings, Tls
+from pericard.unlock import source_for
 
 
 def made(**changes: Any) -> Settings:
@@ -95,6 +97,14 @@ def test_a_port_that_is_taken_is_named() -> None:
 def test_an_address_that_is_not_ours_is_an_error_and_not_a_crash(host: str) -> None:
     with pytest.raises(ConfigError, match="cannot bind"):
         values.listen(made(listen=Listen(host, 0)))
+
+
+def test_the_identity_comes_from_a_file_or_from_nowhere(tmp_path: Path) -> None:
+    Identity.generate(tmp_path / "identity.key")
+
+    assert len(source_for("file", tmp_path / "identity.key").seed()) == 32
+    with pytest.raises(ConfigError, match="magic"):
+        source_for("magic", tmp_path / "identity.key")
 
 
 def test_a_restart_takes_its_port_again_at_once() -> None:

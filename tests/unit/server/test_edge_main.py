@@ -311,7 +311,7 @@ asyncio.run(serve())
 """
 
 
-@pytest.mark.parametrize("how", ["closed", "nonsense"])
+@pytest.mark.parametrize("how", ["closed", "nonsense", "terminated"])
 def test_without_its_supervisor_it_ends_at_once(tmp_path: Path, how: str) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
@@ -326,9 +326,26 @@ def test_without_its_supervisor_it_ends_at_once(tmp_path: Path, how: str) -> Non
             time.sleep(0.3)
             if how == "closed":
                 ours.close()
-            else:
+            elif how == "nonsense":
                 ours.send(b"nonsense")
-            assert child.wait(10) == 1
+            else:
+                child.terminate()
+            assert child.wait(10) == (0 if how == "terminated" else 1)  # a signal is a stop in order
+
+
+def test_an_idle_connection_is_closed_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pericard.edge.main._KEEP_ALIVE_SECONDS", 0.2)
+    running = Running(values(tmp_path))
+    try:
+        with socket.create_connection(("127.0.0.1", running.port), timeout=5) as sock:
+            for _ in range(2):  # not while it is used
+                sock.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert b"200" in sock.recv(1000)
+            started = time.monotonic()
+            assert sock.recv(1000) == b""
+            assert time.monotonic() - started < 3
+    finally:
+        running.close()
 
 
 def test_strangers_cannot_fill_the_journal(running: Running, caplog: pytest.LogCaptureFixture) -> None:

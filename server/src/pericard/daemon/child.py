@@ -72,7 +72,7 @@ def _engine(control: socket.socket, values_fd: int) -> None:
 
     text, secrets = _read_values(values_fd, SEED_SIZE + SECRET_SIZE)
     values = msgspec.json.decode(text, type=EngineValues)
-    seed, secret = bytearray(secrets[:SEED_SIZE]), bytearray(secrets[SEED_SIZE:])
+    seed, secret = bytearray(memoryview(secrets)[:SEED_SIZE]), bytearray(memoryview(secrets)[SEED_SIZE:])
     wipe(secrets)
     try:
         identity, log_key = Identity(seed), LogKey(secret)

@@ -1,8 +1,8 @@
 """uvicorn's HTTP/1.1 protocol with the limits that it lacks.
 
 The answer function sees a request once its head is whole; what a stranger may cost before that is limited here: bytes
-and seconds of a head, bytes and seconds of a whole message, seconds of a reader that does not read, and connections.
-What is refused here is a problem with a code too, and is told like every other refusal.
+and seconds of a head, bytes and seconds of a whole message, requests that wait for another, seconds of a peer that
+does not read, and connections. What is refused here is a problem with a code too, and is told like every other refusal.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pericard.errors import MalformedRequest, Overloaded, PericardError, Request
 
 _LINGER_SECONDS = 2.0
 _GRACE_SECONDS = 2.0  # the answer function's own time-out for the body comes first, and says more
+_MOST_WAITING = 16  # requests sent before the answer to an earlier one; each costs memory
 _WIRE_SLACK = 1 << 20  # chunk headers, on top of twice the body
 
 Told = Callable[[PericardError, str], None]
@@ -77,6 +78,9 @@ class GuardedProtocol(HttpToolsProtocol):
         self._in_head = False
         if len(self.connections) > self.most:
             self._refuse(Overloaded(f"server: {self.most} connections are open already", hint="try again later"))
+        if len(self.pipeline) >= _MOST_WAITING:
+            self._refused = True
+            self.transport.abort()
         if not self._refused:
             super().on_headers_complete()
 
