@@ -55,7 +55,14 @@ def narrow(engine: Engine, tokens: Path, keys: Keys, loop: serving.Loop) -> Iter
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setattr("pericard.edge.protocol._GRACE_SECONDS", 0.3)
     monkeypatch.setattr("pericard.edge.protocol._LINGER_SECONDS", 0.3)
-    limits = {"body_bytes": 4096, "body_seconds": 0.4, "header_bytes": 2048, "items": 8, "connections": 12, "answer_seconds": 1.5}
+    limits = {
+        "body_bytes": 4096,
+        "body_seconds": 0.4,
+        "header_bytes": 2048,
+        "items": 8,
+        "connections": 12,
+        "answer_seconds": 1.5,
+    }
     with door(engine, tokens, loop, **limits) as made:
         yield made
     monkeypatch.undo()
@@ -84,9 +91,7 @@ def alone_entrance(alone: Door, request: pytest.FixtureRequest) -> Entrance:
 
 
 @pytest.fixture(scope="session")
-def full(
-    tmp_path_factory: pytest.TempPathFactory, tokens: Path, keys: Keys, loop: serving.Loop
-) -> Iterator[Door]:
+def full(tmp_path_factory: pytest.TempPathFactory, tokens: Path, keys: Keys, loop: serving.Loop) -> Iterator[Door]:
     """The entrances to an engine whose queue is full, and stays so: it was never started."""
     place = serving.Site(tmp_path_factory.mktemp("full"))
     with place.engine(place.seal(), started=False, queue=1) as engine, door(engine, tokens, loop) as made:

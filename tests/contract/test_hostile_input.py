@@ -214,9 +214,7 @@ def test_any_values_are_answered_or_refused(wide: Door, keys: Keys, changes: dic
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
 @given(place=st.integers(0, 200), data=st.binary(max_size=6), cut=st.integers(0, 6))
-def test_any_damage_to_a_body_is_answered_or_refused(
-    wide: Door, keys: Keys, place: int, data: bytes, cut: int
-) -> None:
+def test_any_damage_to_a_body_is_answered_or_refused(wide: Door, keys: Keys, place: int, data: bytes, cut: int) -> None:
     good = body()
 
     reply = predict(wide.entrances["answer"], keys.good, good[:place] + data + good[place + cut :])
@@ -255,7 +253,10 @@ def test_only_plain_json_is_taken(entrance: Entrance, keys: Keys, headers: dict[
 def test_a_compressed_bomb_is_not_opened(entrance: Entrance, keys: Keys) -> None:
     bomb = gzip.compress(bytes(100 << 20), compresslevel=9)
 
-    for headers in ({"content-type": "application/json", "content-encoding": "gzip"}, {"content-type": "application/json"}):
+    for headers in (
+        {"content-type": "application/json", "content-encoding": "gzip"},
+        {"content-type": "application/json"},
+    ):
         reply = predict(entrance, keys.good, bomb, headers)
         check(reply, "unsupported-media-type" if "content-encoding" in headers else "malformed-request")
 
@@ -286,7 +287,9 @@ def test_a_length_that_is_no_number(entrance: Entrance, keys: Keys, length: str)
     headers = {**bearer(keys.good), "content-type": "application/json", "content-length": length}
     if isinstance(entrance, Network):
         lines = b"".join(f"{name}: {value}\r\n".encode() for name, value in headers.items())
-        data = entrance.raw(b"POST /predict HTTP/1.1\r\nHost: x\r\n" + lines + b"Connection: close\r\n\r\n12345", wait=3)
+        data = entrance.raw(
+            b"POST /predict HTTP/1.1\r\nHost: x\r\n" + lines + b"Connection: close\r\n\r\n12345", wait=3
+        )
         for reply in replies(data):
             check(reply, "malformed-request")
     elif length.isascii():
@@ -445,13 +448,17 @@ def test_the_refusal_of_large_headers_can_be_read(narrow: Door) -> None:
 
 
 def test_a_trailer_is_no_header_and_has_an_end(narrow: Door, keys: Keys) -> None:
-    anonymous = post(keys, "Transfer-Encoding: chunked").replace(b"Authorization: Bearer " + keys.good.encode() + b"\r\n", b"")
+    anonymous = post(keys, "Transfer-Encoding: chunked").replace(
+        b"Authorization: Bearer " + keys.good.encode() + b"\r\n", b""
+    )
     chunks = b"%x\r\n%s\r\n0\r\n" % (len(body()), body())
     (reply,) = replies(narrow.network.raw(anonymous, chunks + f"Authorization: Bearer {keys.good}\r\n\r\n".encode()))
     assert reply.status == 401
 
     started = time.monotonic()
-    narrow.network.raw(post(keys, "Transfer-Encoding: chunked"), chunks, *[b"x-t: " + b"y" * 60_000 + b"\r\n"] * 100, wait=5)
+    narrow.network.raw(
+        post(keys, "Transfer-Encoding: chunked"), chunks, *[b"x-t: " + b"y" * 60_000 + b"\r\n"] * 100, wait=5
+    )
     assert time.monotonic() - started < 5
 
 
@@ -503,7 +510,10 @@ def test_what_is_sent_after_an_early_refusal_has_an_end(narrow: Door) -> None:
 
 
 def test_a_body_that_breaks_off_harms_nobody(narrow: Door, keys: Keys, caplog: pytest.LogCaptureFixture) -> None:
-    for data in (post(keys, "Content-Length: 1000", data=b"{"), post(keys, "Transfer-Encoding: chunked", data=b"5\r\n{")):
+    for data in (
+        post(keys, "Content-Length: 1000", data=b"{"),
+        post(keys, "Transfer-Encoding: chunked", data=b"5\r\n{"),
+    ):
         with socket.create_connection(("127.0.0.1", narrow.network.port), timeout=5) as sock:
             sock.sendall(data)
             time.sleep(0.05)

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import serving
 from entrances import VERSION, Application, Direct, Door, Entrance, Keys, Reply, bearer, predict_body, replies
 from fastapi.routing import APIRoute
 from serving import CLIPPED, FAILING, FLAT, GOOD, OTHER
@@ -80,9 +79,7 @@ def expected(route: Route, credential: str) -> str:
 
 @pytest.mark.parametrize("credential", CREDENTIALS)
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
-def test_each_route_asks_for_what_it_declares(
-    entrance: Entrance, keys: Keys, route: Route, credential: str
-) -> None:
+def test_each_route_asks_for_what_it_declares(entrance: Entrance, keys: Keys, route: Route, credential: str) -> None:
     reply = request(entrance, route, token(keys, credential))
     code = expected(route, credential)
 
@@ -117,16 +114,16 @@ def test_the_application_has_no_route_but_the_declared_ones(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("credential", CREDENTIALS)
 @pytest.mark.parametrize("path", ["/nothing", "/docs", "/openapi.json", "/redoc", "/v2/nothing", "/v1/models", "/"])
-def test_strangers_do_not_learn_which_paths_exist(
-    entrance: Entrance, keys: Keys, path: str, credential: str
-) -> None:
+def test_strangers_do_not_learn_which_paths_exist(entrance: Entrance, keys: Keys, path: str, credential: str) -> None:
     reply = entrance.ask("GET", path, bearer(token(keys, credential)))
 
     known = credential in {"idle", "other", "good"}
     check_refusal(reply, "unknown-route" if known else "unauthenticated", v2=path.startswith("/v2"))
 
 
-@pytest.mark.parametrize("method", ["HEAD", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "PROPFIND", "PURGE", "SEARCH"])
+@pytest.mark.parametrize(
+    "method", ["HEAD", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "PROPFIND", "PURGE", "SEARCH"]
+)
 @pytest.mark.parametrize("path", ["/livez", "/predict", "/metrics", "/v2/models/ecg-anomaly"])
 def test_other_methods_are_refused_and_named(entrance: Entrance, keys: Keys, method: str, path: str) -> None:
     stranger = entrance.ask(method, path)
@@ -270,9 +267,7 @@ HEADERS = [
 
 
 @pytest.mark.parametrize("headers", HEADERS, ids=lambda headers: str(headers)[:60])
-def test_only_one_well_formed_credential_counts(
-    entrance: Entrance, keys: Keys, headers: list[tuple[str, str]]
-) -> None:
+def test_only_one_well_formed_credential_counts(entrance: Entrance, keys: Keys, headers: list[tuple[str, str]]) -> None:
     given = [(name, value.replace("{good}", keys.good).replace("{wrong}", keys.wrong)) for name, value in headers]
     if isinstance(entrance, Direct) or not any(value != value.strip() for _, value in given):
         check_refusal(entrance.ask("GET", "/metrics", given), "unauthenticated")
@@ -610,7 +605,12 @@ def test_any_other_error_says_nothing(code: str, *, v2: bool) -> None:
 
 
 def test_errors_that_pass_have_a_retry_time() -> None:
-    for code, seconds in {"overloaded": "1", "engine-away": "1", "model-not-ready": "5", "audit-unavailable": "5"}.items():
+    for code, seconds in {
+        "overloaded": "1",
+        "engine-away": "1",
+        "model-not-ready": "5",
+        "audit-unavailable": "5",
+    }.items():
         headers = problems.response(errors.from_code(code, "x"), request_id="r").headers
         assert headers["retry-after"] == seconds
 
@@ -679,9 +679,7 @@ def same_shape(found: Any, golden: Any, where: str = "body") -> None:
 
 
 @pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS.keys())
-def test_golden_pairs(
-    entrance: Entrance, alone: Door, full: Door, keys: Keys, pair: dict[str, Any]
-) -> None:
+def test_golden_pairs(entrance: Entrance, alone: Door, full: Door, keys: Keys, pair: dict[str, Any]) -> None:
     asked, wanted = pair["request"], pair["response"]
     way = {"not-ready": alone, "predict-overloaded": full}.get(pair["name"])
     where = way.entrances[entrance.name] if way else entrance

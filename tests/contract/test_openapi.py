@@ -122,7 +122,13 @@ def test_real_answers_are_what_the_document_says(wide: Door, alone: Door, keys: 
             headers = {**bearer(key), "content-type": "application/json"}
             reply = door.network.ask(route.method, target, headers, body if route.method == "POST" else b"")
             kind = reply.headers["content-type"].partition(";")[0]
-            check(route.path, route.method, reply.status, kind, reply.body.decode() if kind == "text/plain" else reply.json)
+            check(
+                route.path,
+                route.method,
+                reply.status,
+                kind,
+                reply.body.decode() if kind == "text/plain" else reply.json,
+            )
             if kind == "application/problem+json":
                 closed(reply.json, "Problem")
             elif route.path == "/predict":

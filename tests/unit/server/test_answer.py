@@ -22,7 +22,9 @@ ENTRY = {
     "platform": "x",
     "intended_use": "",
     "inputs": [{"name": "x", "dtype": "float32", "datatype": "FP32", "shape": [-1, 2]}],
-    "outputs": [{"name": "y", "dtype": "float32", "datatype": "FP32", "shape": [-1], "meaning": "score", "threshold": None}],
+    "outputs": [
+        {"name": "y", "dtype": "float32", "datatype": "FP32", "shape": [-1], "meaning": "score", "threshold": None}
+    ],
     "signal": None,
     "licence": "valid",
     "licence_not_after": "2027-01-01T00:00:00Z",

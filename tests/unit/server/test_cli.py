@@ -54,7 +54,12 @@ def say(capsys: pytest.CaptureFixture[str]) -> Say:
 def spawn(*arguments: str | Path, **changes: str) -> Said:
     """Run a verb as its users do."""
     done = subprocess.run(
-        [*COMMAND, *map(str, arguments)], env={**os.environ, **changes}, capture_output=True, text=True, timeout=60, check=False
+        [*COMMAND, *map(str, arguments)],
+        env={**os.environ, **changes},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     return Said(done.returncode, done.stdout, done.stderr)
 
@@ -166,7 +171,19 @@ def test_each_verb_refuses_files_that_are_not_there(say: Say, tmp_path: Path, ve
         ("keygen", "publisher"): ["-o", gone / "x.key"],
         ("keygen", "log"): ["-o", gone / "x.key"],
         ("keygen", "tls"): ["--host", "localhost", "-o", gone / "x.key"],
-        ("seal",): [gone, "--manifest", gone, "--sign-with", gone, "--archive", gone, "--days", "1", "-o", tmp_path / "o"],
+        ("seal",): [
+            gone,
+            "--manifest",
+            gone,
+            "--sign-with",
+            gone,
+            "--archive",
+            gone,
+            "--days",
+            "1",
+            "-o",
+            tmp_path / "o",
+        ],
         ("inspect",): [gone],
         ("verify",): [gone, "--publisher", gone],
         ("serve",): ["--config", gone],
@@ -255,7 +272,9 @@ def test_a_tokens_life(say: Say, tmp_path: Path) -> None:
     assert made.out.strip() not in made.err
 
     rows = json.loads(say("token", "list", "--json", "--tokens", tokens).out)
-    assert [(row["name"], row["operations"], row["models"]) for row in rows] == [("ris", ["metadata", "predict"], ["ecg-*"])]
+    assert [(row["name"], row["operations"], row["models"]) for row in rows] == [
+        ("ris", ["metadata", "predict"], ["ecg-*"])
+    ]
     assert rows[0]["id"] in say("token", "list", "--tokens", tokens).out
     secret = made.out.strip()[15:]
     assert secret not in say("token", "list", "--json", "--tokens", tokens).out
@@ -343,7 +362,12 @@ def test_from_a_model_to_a_verified_file(say: Say, vendor: Path) -> None:
 
     shown = say("inspect", vendor / "ecg.sealed", "--json")
     found = json.loads(shown.out)
-    assert (found["model"], found["version"], found["grants"], found["intended_use"]) == ("tiny", "1.0.0", 2, "a model for tests")
+    assert (found["model"], found["version"], found["grants"], found["intended_use"]) == (
+        "tiny",
+        "1.0.0",
+        2,
+        "a model for tests",
+    )
     assert "not verified" in shown.err
     assert "tiny" in say("inspect", vendor / "ecg.sealed").out
 
@@ -353,14 +377,18 @@ def test_from_a_model_to_a_verified_file(say: Say, vendor: Path) -> None:
     assert "no end" in found["grants"][0]
     assert say("verify", vendor / "ecg.sealed", "--publisher", vendor / "vendor.pub").out.count("\n") == len(found)
 
-    tried = spawn("verify", vendor / "ecg.sealed", "--publisher", vendor / "vendor.pub", "-i", vendor / "hospital.key", "--json")
+    tried = spawn(
+        "verify", vendor / "ecg.sealed", "--publisher", vendor / "vendor.pub", "-i", vendor / "hospital.key", "--json"
+    )
     assert tried.status == 0, tried
     assert json.loads(tried.out)["known_answers"] == "right on cpu at batch sizes 1, 4"
 
 
 def test_dates_of_a_licence(say: Say, vendor: Path) -> None:
     assert say(*seal(vendor, "--not-before", "2027-01-01", "--not-after", "2027-12-31")).status == 0
-    grants = json.loads(say("verify", vendor / "ecg.sealed", "--publisher", vendor / "vendor.pub", "--json").out)["grants"]
+    grants = json.loads(say("verify", vendor / "ecg.sealed", "--publisher", vendor / "vendor.pub", "--json").out)[
+        "grants"
+    ]
 
     assert grants[1].endswith("2027-01-01 to 2027-12-31")
 
@@ -600,7 +628,9 @@ def test_a_pipe_that_closes_early_is_no_error() -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device here")
 def test_a_full_disk_behind_the_output_is_said() -> None:
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run([*COMMAND, "env", "show"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            [*COMMAND, "env", "show"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+        )
 
     assert done.returncode == 1
     assert done.stderr == "pericard: error: output: no space left on device\n"

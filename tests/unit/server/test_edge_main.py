@@ -350,7 +350,10 @@ def test_an_idle_connection_is_closed_after_a_while(tmp_path: Path, monkeypatch:
 
 def test_strangers_cannot_fill_the_journal(running: Running, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        for data in (b"garbage\r\n\r\n", b"GET / HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nHost: x\r\n\r\n"):
+        for data in (
+            b"garbage\r\n\r\n",
+            b"GET / HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nHost: x\r\n\r\n",
+        ):
             with socket.create_connection(("127.0.0.1", running.port), timeout=5) as sock:
                 sock.sendall(data)
                 assert sock.recv(1000)

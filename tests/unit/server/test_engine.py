@@ -87,9 +87,7 @@ def test_from_start_to_stop_everything_is_recorded(
     assert verify(place.folder / "audit", verifier=place.log_key.verifier).size == 7
 
 
-def test_no_question_is_answered_before_start(
-    place: serving.Site, loop: serving.Loop, links: list[EngineLink]
-) -> None:
+def test_no_question_is_answered_before_start(place: serving.Site, loop: serving.Loop, links: list[EngineLink]) -> None:
     with place.engine(place.seal(), started=False) as engine:
         link = attach(loop, links, engine)
         with pytest.raises(TimeoutError):

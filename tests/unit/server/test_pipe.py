@@ -24,8 +24,7 @@ from pericard.errors import (
     PericardError,
     PipeError,
 )
-from pericard.pipe import EdgeLink, EngineLink, Frame, FrameReader, FrameType, encode
-from pericard.pipe import edge_end, engine_end, frames
+from pericard.pipe import EdgeLink, EngineLink, Frame, FrameReader, FrameType, edge_end, encode, engine_end, frames
 from pericard.pipe.engine_end import error_frame
 
 HEADER = frames.HEADER

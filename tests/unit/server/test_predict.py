@@ -126,7 +126,9 @@ def test_what_is_nested_otherwise_is_malformed(inputs: str) -> None:
         cut(inputs, model(shape=(2, 3)))
 
 
-@pytest.mark.parametrize("inputs", ["[]", "[[1, 2, 3]]", "[[1], [2]]", "[[1,2,3],[4,5]]", "[[1,2,3],4]", "[[1,2,3],[[4,5,6]]]"])
+@pytest.mark.parametrize(
+    "inputs", ["[]", "[[1, 2, 3]]", "[[1], [2]]", "[[1,2,3],[4,5]]", "[[1,2,3],4]", "[[1,2,3],[[4,5,6]]]"]
+)
 def test_one_item_of_another_shape_is_unfit(inputs: str) -> None:
     if inputs == "[]":
         with pytest.raises(MalformedRequest):
@@ -186,7 +188,14 @@ def test_what_is_declared_as_it_must_be_passes() -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"leads": ["II", "I"]}, {"leads": ["I"]}, {"leads": ["I", "II", "III"]}, {"sampling_rate": 250.5}, {"unit": "uV"}, {"unit": None}],
+    [
+        {"leads": ["II", "I"]},
+        {"leads": ["I"]},
+        {"leads": ["I", "II", "III"]},
+        {"sampling_rate": 250.5},
+        {"unit": "uV"},
+        {"unit": None},
+    ],
     ids=str,
 )
 def test_anything_else_is_a_mismatch_that_says_what_is_needed(fields: dict[str, Any]) -> None:

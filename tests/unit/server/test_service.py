@@ -119,9 +119,7 @@ def values(frame: Frame) -> list[float]:
 # --- the order of things ----------------------------------------------------------------------------------------------
 
 
-def test_compute_then_record_then_answer(
-    desk: Desk, tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compute_then_record_then_answer(desk: Desk, tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[str] = []
 
     def spied(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
@@ -159,9 +157,7 @@ def test_what_is_answered_is_on_disk_under_a_signed_head(desk: Desk, monkeypatch
     assert {frame.meta["receipt"]["index"] for frame in frames.values()} == {0, 1, 2}
 
 
-def test_without_a_synced_log_nothing_is_answered_and_it_recovers(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_synced_log_nothing_is_answered_and_it_recovers(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("pericard.audit.log.os.fdatasync", _broken)
         frames = desk.ask(desk.job(GOOD), desk.job(OTHER))
@@ -538,9 +534,7 @@ def test_what_waits_for_the_log_is_bounded_and_counted(desk: Desk, monkeypatch: 
     assert found[-1]["suppressed"] == 7
 
 
-def test_a_log_that_fails_between_two_groups_records_nothing_twice(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_log_that_fails_between_two_groups_records_nothing_twice(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     events = [{"event": "refused", "principal": "ris", "request": str(number)} for number in range(1500)]
     calls = itertools.count()
     real = os.fdatasync

@@ -83,7 +83,9 @@ def test_relative_paths_begin_at_the_file(tmp_path: Path, monkeypatch: pytest.Mo
     folder.mkdir()
     monkeypatch.chdir(tmp_path)
     (folder / "server.yaml").write_text(
-        yaml.safe_dump({**LEAST, "tls": {"certificate": "a/tls.crt", "key": "/etc/tls.key"}, "audit": {"key": "../log.key"}})
+        yaml.safe_dump(
+            {**LEAST, "tls": {"certificate": "a/tls.crt", "key": "/etc/tls.key"}, "audit": {"key": "../log.key"}}
+        )
     )
 
     found = settings.load(Path("etc/server.yaml"))
