@@ -42,7 +42,7 @@ def neighbour(wide: Door, keys: Keys) -> Iterator[None]:
     started = time.monotonic()
     reply = predict(wide.network, keys.good, predict_body(GOOD))
     assert reply.json["predictions"][0]["outputs"] == before
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 5
 
 
 # --- bodies -----------------------------------------------------------------------------------------------------------
@@ -621,4 +621,4 @@ def test_a_good_caller_is_answered_all_through_an_attack(wide: Door, keys: Keys)
         stop.set()
         for one in running:
             one.result(10)
-    assert slowest < 5
+    assert slowest < 10

@@ -212,12 +212,12 @@ RAW_TARGETS = {
     "HTTP/0.9": b"GET /metrics\r\n",
     "HTTP/2 in the clear": b"PRI * HTTP/2.0\r\n\r\nSM\r\n",
     "an upgrade": b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n",
-    "an upgrade to HTTP/2": b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n",
+    "an upgrade to HTTP/2": b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n",
     "a lower-case method": b"get /metrics HTTP/1.1\r\nHost: x\r\n",
     "an invented method": b"FROBNICATE /metrics HTTP/1.1\r\nHost: x\r\n",
     "a rewritten path": b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Original-URL: /metrics\r\nX-Rewrite-URL: /metrics\r\n",
     "a rewritten method": b"GET /livez HTTP/1.1\r\nHost: x\r\nX-HTTP-Method-Override: POST\r\n",
-    "a claimed address": b"GET /metrics HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 127.0.0.1\r\nForwarded: for=127.0.0.1\r\n",
+    "a claimed address": b"GET /metrics HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 127.0.0.1\r\nForwarded: for=::1\r\n",
     "bytes that are not ASCII": b"GET /m\xe9trics HTTP/1.1\r\nHost: x\r\n",
     "a space in the path": b"GET /metrics /livez HTTP/1.1\r\nHost: x\r\n",
     "a folded header": b"GET /metrics HTTP/1.1\r\nHost: x\r\nA: b\r\n c\r\n",
@@ -654,7 +654,7 @@ def test_a_refusal_of_a_known_caller_is_recorded_and_of_a_stranger_counted(
     assert keys.idle not in str(record)
 
 
-# --- the golden pairs ---------------------------------------------------------------------------------------------------
+# --- the golden pairs -------------------------------------------------------------------------------------------------
 
 PAIRS = {path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "tests/vectors/http").glob("*.json"))}
 

@@ -40,7 +40,8 @@ class Desk:
         tokens = TokenFile(folder / "tokens.json")
         issued = tokens.create("ris", operations=("predict", "metadata", "metrics"), models=("m",), days=1)
         self.headers = {"authorization": f"Bearer {issued.token}", "content-type": "application/json"}
-        self.link = EngineLink()
+        self.told = asyncio.Event()
+        self.link = EngineLink(self.told.set)
         self.answerer = Answerer(self.link, tokens, Limits(answer_seconds=answer_seconds), version="test")
         self.engine, self._theirs = socket.socketpair()
         self.engine.settimeout(5)
@@ -49,9 +50,12 @@ class Desk:
 
     async def attach(self, catalog: dict[str, Any] = CATALOG) -> None:
         await self.link.attach(self._theirs)
+        await self.tell(catalog)
+
+    async def tell(self, catalog: dict[str, Any]) -> None:
+        self.told.clear()
         self.engine.sendall(encode(FrameType.CATALOG, 0, catalog))
-        while self.link.catalog is None:
-            await asyncio.sleep(0.001)
+        await self.told.wait()
 
     async def ask(self, method: str, path: str, body: bytes = b"") -> Response:
         async def read() -> bytes:
@@ -195,9 +199,8 @@ def test_readiness_is_the_licences(run: Callable[..., None], licence: str) -> No
         await desk.attach({"runtime": "ef", "models": {"m": {**ENTRY, "licence": licence}}})
         assert (await desk.ask("GET", "/readyz")).status == 503
         assert (await desk.ask("GET", "/v2/models/m/ready")).status == 503
-        desk.engine.sendall(encode(FrameType.CATALOG, 0, CATALOG))
-        while (await desk.ask("GET", "/readyz")).status != 200:
-            await asyncio.sleep(0.001)
+        await desk.tell(CATALOG)
+        assert (await desk.ask("GET", "/readyz")).status == 200
 
     run(check)
 

@@ -71,7 +71,7 @@ def refused(file: TokenFile, token: str) -> None:
     assert len(token) < 8 or token not in str(error.value.hint) + error.value.message
 
 
-# --- what a token is, and what is kept of it ------------------------------------------------------------------------
+# --- what a token is, and what is kept of it --------------------------------------------------------------------------
 
 
 def test_a_token_is_its_id_and_256_random_bits(file: TokenFile) -> None:
@@ -136,7 +136,7 @@ def test_root_makes_tokens_that_the_daemon_can_read(file: TokenFile, path: Path)
     assert {(found.stat().st_uid, found.stat().st_gid) for found in path.parent.iterdir()} == {(12345, 54321)}
 
 
-# --- who gets in ----------------------------------------------------------------------------------------------------
+# --- who gets in ------------------------------------------------------------------------------------------------------
 
 
 def spoiled(token: str) -> list[str]:
@@ -308,7 +308,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "the file holds bad UTF-8": lambda path: path.write_bytes(path.read_bytes().replace(b"ris", b"r\xffs")),
     "the file is a folder": lambda path: (path.unlink(), path.mkdir()),
     "the format is another": lambda path: path.write_bytes(path.read_bytes().replace(b"tokens/v1", b"tokens/v2")),
-    "a field is unknown": lambda path: path.write_bytes(path.read_bytes().replace(b'"name"', b'"mane"')),
+    "a field is unknown": lambda path: path.write_bytes(path.read_bytes().replace(b'"name"', b'"label"')),
     "a time is text": lambda path: path.write_bytes(re.sub(rb'"expires": \d+', b'"expires": "x"', path.read_bytes())),
     "a hash is not hex": lambda path: path.write_bytes(re.sub(rb'"hash": "..', b'"hash": "zz', path.read_bytes())),
     "a hash is short": lambda path: path.write_bytes(re.sub(rb'"hash": "..', b'"hash": "', path.read_bytes())),

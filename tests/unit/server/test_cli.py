@@ -92,7 +92,7 @@ VERBS = verbs()
 LEAVES = [verb for verb in VERBS if verb and not any(other[: len(verb)] == verb and other != verb for other in VERBS)]
 
 
-# --- help and usage -------------------------------------------------------------------------------------------------------
+# --- help and usage ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)
@@ -199,7 +199,7 @@ def test_each_verb_refuses_files_that_are_not_there(say: Say, tmp_path: Path, ve
     assert listing(tmp_path) == []  # and nothing half-made is left
 
 
-# --- keys ------------------------------------------------------------------------------------------------------------------
+# --- keys -------------------------------------------------------------------------------------------------------------
 
 KINDS = {
     "identity": lambda private, half: Identity.read(private).recipient.id == Recipient.read(half).id,
@@ -261,7 +261,7 @@ def test_a_long_host_name_has_a_certificate(say: Say, tmp_path: Path) -> None:
     assert say("keygen", "tls", "--host", "a" * 60 + ".example.org", "-o", tmp_path / "tls.key").status == 0
 
 
-# --- tokens ----------------------------------------------------------------------------------------------------------------
+# --- tokens -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_tokens_life(say: Say, tmp_path: Path) -> None:
@@ -318,7 +318,7 @@ def test_a_damaged_token_file_is_said(say: Say, tmp_path: Path) -> None:
     assert (tmp_path / "t.json").read_text() == "{}"
 
 
-# --- sealing -----------------------------------------------------------------------------------------------------------------
+# --- sealing ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -482,7 +482,7 @@ def test_a_licence_beyond_the_calendar(say: Say, vendor: Path) -> None:
     assert "went wrong inside" not in said.err
 
 
-# --- evidence ----------------------------------------------------------------------------------------------------------------
+# --- evidence ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -557,7 +557,7 @@ def test_the_runtime_is_shown(say: Say) -> None:
     assert len(lines) == 2 + len(found["distributions"])
 
 
-# --- the daemon's verb -------------------------------------------------------------------------------------------------------
+# --- the daemon's verb ------------------------------------------------------------------------------------------------
 
 
 def test_a_configuration_is_checked(say: Say, tmp_path: Path) -> None:
@@ -584,7 +584,7 @@ def test_inline_is_for_loopback_alone(tmp_path: Path) -> None:
     refused(spawn("serve", "--inline", "--config", tmp_path / "server.yaml"), "0.0.0.0 is not loopback")
 
 
-# --- what goes wrong inside --------------------------------------------------------------------------------------------------
+# --- what goes wrong inside -------------------------------------------------------------------------------------------
 
 
 def test_a_mistake_of_ours_has_a_voice_too(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,7 +71,7 @@ class Running:
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(self.edge.serve(self._listener, control))
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  (close() raises it)
             self.error = error
 
     def context(self) -> ssl.SSLContext:
@@ -82,9 +82,12 @@ class Running:
 
     def serial(self, *, name: str | None = "localhost", context: ssl.SSLContext | None = None) -> bytes:
         """The certificate that a new connection gets."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as raw:
-            with (context or self.context()).wrap_socket(raw, server_hostname=name) as sock:
-                return sock.getpeercert(binary_form=True) or b""
+        client = context or self.context()
+        with (
+            socket.create_connection(("127.0.0.1", self.port), timeout=5) as raw,
+            client.wrap_socket(raw, server_hostname=name) as sock,
+        ):
+            return sock.getpeercert(binary_form=True) or b""
 
     def live(self) -> int:
         connection: http.client.HTTPConnection
@@ -129,7 +132,7 @@ def replace(folder: Path, name: str) -> None:
         (folder / f"{name}{suffix}").replace(folder / f"tls{suffix}")
 
 
-# --- TLS ------------------------------------------------------------------------------------------------------------------
+# --- TLS --------------------------------------------------------------------------------------------------------------
 
 
 def test_it_serves_over_tls(secured: Running) -> None:
@@ -246,7 +249,7 @@ def test_a_reload_without_tls_is_nothing(running: Running) -> None:
     assert running.live() == 200
 
 
-# --- the control socket -----------------------------------------------------------------------------------------------------
+# --- the control socket -----------------------------------------------------------------------------------------------
 
 
 def test_the_supervisor_hands_over_an_engine_and_another_one(running: Running) -> None:

@@ -270,14 +270,14 @@ def test_edges_come_and_go(place: serving.Site, loop: serving.Loop, links: list[
             loop.loop.call_soon_threadsafe(link.close)
             time.sleep(0.02)
         last = attach(loop, links, engine)
-        descriptors = len(os.listdir("/proc/self/fd"))
+        descriptors = len(list(Path("/proc/self/fd").iterdir()))
         for _ in range(5):
             link = attach(loop, links, engine)
             loop.loop.call_soon_threadsafe(link.close)
             time.sleep(0.02)
 
         assert len(engine._links) <= 3  # what is gone is let go of
-        assert len(os.listdir("/proc/self/fd")) <= descriptors + 2
+        assert len(list(Path("/proc/self/fd").iterdir())) <= descriptors + 2
         assert loop.run(last.infer(question(), row(OTHER))).meta["licence"] == "valid"
         loop.loop.call_soon_threadsafe(last.close)
 
@@ -319,6 +319,24 @@ def test_a_tick_tells_every_edge_of_the_licence(
         days = engine._metrics.registry.get_sample_value("pericard_licence_days_left", {"model": "ecg-anomaly"})
         assert days is not None
         assert -0.01 < days < 0
+
+
+def test_a_tick_remembers_the_time_now_and_then(place: serving.Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with place.engine(place.seal()) as engine:
+        state, started = engine._policy.state, engine._policy.state.latest_time
+        engine.tick()
+        assert state.latest_time == started  # not at every tick
+        state.latest_time -= serving.DAY // 2
+        with monkeypatch.context() as patch:
+            patch.setattr("pericard.trust.state.os.fsync", full)
+            engine.tick()
+        assert state.latest_time == started - serving.DAY // 2
+        engine.tick()
+
+    assert TrustState(place.folder / "trust.json").latest_time >= started
 
 
 def test_stopping_answers_what_waits(

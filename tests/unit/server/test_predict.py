@@ -170,7 +170,7 @@ def test_a_deeply_nested_item_costs_nothing() -> None:
     assert isinstance(second.error, InvalidInput)
 
 
-# --- the contract ---------------------------------------------------------------------------------------------------------
+# --- the contract -----------------------------------------------------------------------------------------------------
 
 SIGNAL = {"sampling_rate": 250.0, "unit": "mV", "leads": [["I"], ["II", "MLII"]]}
 
@@ -212,7 +212,7 @@ def test_a_model_without_a_signal_takes_no_declaration() -> None:
         predict.check_contract(declared(), "m", model())
 
 
-# --- answers --------------------------------------------------------------------------------------------------------------
+# --- answers ----------------------------------------------------------------------------------------------------------
 
 
 def test_outputs_are_cut_in_order_and_shape() -> None:

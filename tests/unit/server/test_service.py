@@ -199,6 +199,24 @@ def test_it_recovers_without_anybody_asking(desk: Desk, monkeypatch: pytest.Monk
     assert desk.metric("pericard_audit_available") == 1
 
 
+def test_a_log_that_was_tampered_with_stops_the_answers_and_not_the_engine(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    desk.ask(desk.job(GOOD), desk.job(OTHER))
+    with monkeypatch.context() as patch:
+        patch.setattr("pericard.audit.log.os.fdatasync", _broken)
+        desk.ask(desk.job(GOOD))
+    (segment,) = desk.directory.glob("*.log")
+    segment.write_bytes(segment.read_bytes().replace(b'"outcome":"ok"', b'"outcome":"no"', 1))
+
+    for _ in range(3):
+        desk.service._reopened = float("-inf")
+        frames = desk.ask(desk.job(GOOD))
+        assert [outcome(frame) for frame in frames.values()] == ["audit-unavailable"]
+
+    assert "until an operator looked at the log" in caplog.text
+
+
 def test_a_failing_log_costs_no_computation(
     desk: Desk, tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -289,6 +307,25 @@ def test_only_those_that_cannot_be_computed_fail(desk: Desk) -> None:
     assert [record["place"] for record in desk.records() if record["outcome"] == "ok"]
 
 
+def test_an_answer_that_is_no_number_is_none(
+    desk: Desk, tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = tiny_model.infer
+
+    def infer(inputs: Any) -> Any:
+        score, timeline = real(inputs)
+        score, timeline = score.copy(), timeline.copy()
+        score[1], timeline[2, 1] = np.nan, np.inf
+        return score, timeline
+
+    monkeypatch.setattr(tiny_model, "infer", infer)
+    jobs = [desk.job(GOOD) for _ in range(4)]
+    frames = desk.ask(*jobs)
+
+    assert [outcome(frames[job.request]) for job in jobs] == ["ok", "backend-failed", "backend-failed", "ok"]
+    assert ["answer" in record for record in desk.records()] == [True, False, False, True]
+
+
 def test_a_cancelled_item_is_neither_computed_nor_answered_nor_recorded(
     desk: Desk, tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -306,7 +343,7 @@ def test_a_cancelled_item_is_neither_computed_nor_answered_nor_recorded(
     assert desk.ask(left) == {}
 
 
-# --- MLServer's adaptive batching, three ways to harm a neighbour (each must stay harmless here) ------------------------
+# --- MLServer's adaptive batching, three ways to harm a neighbour (each must stay harmless here) ----------------------
 
 
 def test_one_of_four_cancelled_while_the_batch_computes_leaves_three_answers(
@@ -651,7 +688,7 @@ HOSTILE: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("meta", HOSTILE, ids=lambda meta: ",".join(meta))
+@pytest.mark.parametrize("meta", HOSTILE, ids=",".join)
 def test_whatever_an_edge_says_of_an_event_the_log_can_take(desk: Desk, meta: dict[str, Any]) -> None:
     event(desk, **meta)
     work = desk.scheduler.take(0)

@@ -37,7 +37,7 @@ def plain(value: Any) -> Any:
     return msgspec.to_builtins(value)
 
 
-# --- the file that shows every key --------------------------------------------------------------------------------------
+# --- the file that shows every key ------------------------------------------------------------------------------------
 
 
 def test_the_shown_file_holds_every_setting_with_its_default() -> None:
@@ -67,7 +67,7 @@ def test_the_tls_keys_stand_in_the_comment() -> None:
     assert example["minimum_version"] == settings.Tls("a", "b").minimum_version
 
 
-# --- what is taken ------------------------------------------------------------------------------------------------------
+# --- what is taken ----------------------------------------------------------------------------------------------------
 
 
 def test_two_keys_are_enough(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_relative_paths_begin_at_the_file(tmp_path: Path, monkeypatch: pytest.Mo
     assert (found.audit.directory, found.audit.key) == (f"{folder}/audit", f"{folder}/../log.key")
 
 
-# --- what is refused ------------------------------------------------------------------------------------------------------
+# --- what is refused --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,8 @@ def test_a_wrong_type_or_value_is_refused(tmp_path: Path, changes: dict[str, Any
 
 @pytest.mark.parametrize(
     "text",
-    ["", "null", "[]", "x", "models: [", "models: [a]\npublishers: [b]\nmodels: [c]\n", "\x00", "!!python/object:os.system {}",
+    ["", "null", "[]", "x", "models: [", "models: [a]\npublishers: [b]\nmodels: [c]\n", "\x00",
+     "!!python/object:os.system {}",
      "models: &a [*a]\npublishers: [b]", "? [a]\n: b"],
     ids=repr,
 )  # fmt: skip
@@ -202,7 +203,7 @@ HOSTS = [
     ("127.0.0.1", True),
     ("127.1.2.3", True),
     ("::1", True),
-    ("0.0.0.0", False),
+    ("0.0.0.0", False),  # noqa: S104  (to be refused)
     ("::", False),
     ("192.168.1.5", False),
     ("fe80::1", False),
