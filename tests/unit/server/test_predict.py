@@ -234,3 +234,13 @@ def test_outputs_are_cut_in_order_and_shape() -> None:
 def test_a_field_that_stands_twice_is_malformed(text: bytes) -> None:
     with pytest.raises(MalformedRequest, match="twice"):
         predict.parse(text)
+
+
+@pytest.mark.parametrize("model_name", ["[[1, 2]]", "[[1, 2], [3", "x" * 100])
+def test_a_field_that_holds_what_inputs_hold_is_no_repetition(model_name: str) -> None:
+    inputs = [[1, 2], [3, 4]] * 20
+    text = json.dumps({"model": json.dumps(inputs)[:40] + model_name, "inputs": inputs})
+
+    assert predict.parse(text.encode()).model == json.dumps(inputs)[:40] + model_name
+    with pytest.raises(MalformedRequest, match="twice"):
+        predict.parse(text[:-1].encode() + b', "model": "y"}')

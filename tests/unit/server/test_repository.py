@@ -111,3 +111,11 @@ def test_closing_zeroes_the_weights(site: serving.Site, tiny_sealed: Path) -> No
     assert not any(weights)
     with pytest.raises(UnknownModel):
         repository.get("ecg-anomaly")
+
+
+def test_a_clock_turned_back_does_not_bring_a_licence_back(tiny_model: LoadedModel) -> None:
+    end = tiny_model.licence.grant.not_after + tiny_model.licence.grant.grace_days * 86400
+    repository = Repository(runtime="r", licence_time=lambda now: max(now, end + 1))
+    repository.add(tiny_model)
+    with pytest.raises(LicenceExpired):
+        repository.licence(tiny_model, tiny_model.licence.grant.not_before)

@@ -31,7 +31,7 @@ from pericard.sealed import SealedModel
 from pericard.trust import Policy, TrustState
 
 _logger = logging.getLogger(__name__)
-_TIME_STEP = 3600  # seconds between two times that are remembered
+_DAY = 86400.0
 
 
 class Engine:
@@ -67,6 +67,7 @@ class Engine:
         )
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._failed: Callable[[], None] | None = None
+        self._time_raised = time.monotonic()
         self._watch_licences()
 
     @property
@@ -91,10 +92,10 @@ class Engine:
 
     def tick(self) -> None:
         """Once in a while: licence time, the days that licences have left, and the catalog with their states."""
-        now = int(time.time())
-        if now - self._policy.state.latest_time >= _TIME_STEP:
-            with contextlib.suppress(TrustStateInvalid):  # a full disk: the next tick tries again
-                self._policy.state.raise_time(now)
+        if time.monotonic() - self._time_raised >= _DAY:  # so that a wrong clock gains no more than a day a day
+            self._time_raised = time.monotonic()
+            with contextlib.suppress(TrustStateInvalid):  # a full disk: the next day tries again
+                self._policy.state.raise_time(int(time.time()))
         self._watch_licences()
         for link in self._links:
             link.catalog(self._repository.catalog())
