@@ -7,8 +7,10 @@ whoever wants another file seals one, or copies bytes.
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -257,3 +259,14 @@ def refused(opened: Callable[..., bytearray]) -> Callable[..., str]:
         return caught.value.code
 
     return run
+
+
+@pytest.fixture
+def quick() -> Iterator[Path]:
+    """A directory in memory where there is one: these tests sync thousands of times."""
+    memory = Path("/dev/shm")
+    directory = Path(tempfile.mkdtemp(dir=memory if memory.is_dir() else None))
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory)

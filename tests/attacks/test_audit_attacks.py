@@ -8,8 +8,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,17 +23,6 @@ from pericard.keys import LogKey
 
 KEY = LogKey(bytes(range(64)))
 Groups = list[tuple[list[bytes], bytes]]
-
-
-@pytest.fixture
-def quick() -> Iterator[Path]:
-    """A directory in memory where there is one: these tests sync thousands of times."""
-    memory = Path("/dev/shm")
-    directory = Path(tempfile.mkdtemp(dir=memory if memory.is_dir() else None))
-    try:
-        yield directory
-    finally:
-        shutil.rmtree(directory)
 
 
 def make(directory: Path, *groups: int, note: str = "") -> AuditLog:

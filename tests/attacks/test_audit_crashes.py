@@ -7,10 +7,8 @@ import random
 import shutil
 import subprocess
 import sys
-import tempfile
 import textwrap
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,17 +19,6 @@ from pericard.audit.verify import verify
 from pericard.keys import LogKey
 
 KEY = LogKey(bytes(range(64)))
-
-
-@pytest.fixture
-def quick() -> Iterator[Path]:
-    """A directory in memory where there is one: these tests sync thousands of times."""
-    memory = Path("/dev/shm")
-    directory = Path(tempfile.mkdtemp(dir=memory if memory.is_dir() else None))
-    try:
-        yield directory
-    finally:
-        shutil.rmtree(directory)
 
 
 def make(directory: Path, *groups: int) -> None:

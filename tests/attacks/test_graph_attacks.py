@@ -22,39 +22,18 @@ from typing import Any
 
 import pytest
 import torch
+from graphs import JSON, encoded, inner
 
 from pericard.errors import ForbiddenGraph, NotSealed, PericardError, UnsupportedModel
 from pericard.runtime import export, exported, graph, loader
 from pericard.runtime.exported import ExportedBackend
 from pericard.sealed import Description, SealedModel
 
-JSON = dict[str, Any]
-
 
 @pytest.fixture
 def marker(tmp_path: Path) -> Path:
     """What only code from a model would make."""
     return tmp_path / "code-ran"
-
-
-@pytest.fixture(scope="module")
-def weights(tiny_pt2: Path) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach() for name, tensor in export._read(tiny_pt2).state_dict.items()}
-
-
-@pytest.fixture
-def program(tiny_graph: bytes) -> JSON:
-    found: JSON = json.loads(tiny_graph)
-    return found
-
-
-def encoded(program: JSON) -> bytes:
-    return json.dumps(program).encode()
-
-
-def inner(program: JSON) -> JSON:
-    found: JSON = program["graph_module"]["graph"]
-    return found
 
 
 # --- torch's own format: five ways to run code on reading

@@ -6,39 +6,15 @@ their place among those that are given, so a call is held against the operator's
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from graphs import JSON, encoded, inner
 
 from pericard.errors import ForbiddenGraph
-from pericard.runtime import export, graph, operators
+from pericard.runtime import graph, operators
 from pericard.runtime.exported import ExportedBackend
-
-JSON = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def weights(tiny_pt2: Path) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach() for name, tensor in export._read(tiny_pt2).state_dict.items()}
-
-
-@pytest.fixture
-def program(tiny_graph: bytes) -> JSON:
-    found: JSON = json.loads(tiny_graph)
-    return found
-
-
-def encoded(program: JSON) -> bytes:
-    return json.dumps(program).encode()
-
-
-def inner(program: JSON) -> JSON:
-    found: JSON = program["graph_module"]["graph"]
-    return found
-
 
 # --- what a node may call, by name
 

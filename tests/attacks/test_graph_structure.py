@@ -2,41 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from graphs import JSON, encoded, inner
 from torch._export.serde import schema
 
 from pericard.errors import ForbiddenGraph
-from pericard.runtime import export, graph
+from pericard.runtime import graph
 from pericard.runtime.exported import ExportedBackend
-
-JSON = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def weights(tiny_pt2: Path) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach() for name, tensor in export._read(tiny_pt2).state_dict.items()}
-
-
-@pytest.fixture
-def program(tiny_graph: bytes) -> JSON:
-    found: JSON = json.loads(tiny_graph)
-    return found
-
-
-def encoded(program: JSON) -> bytes:
-    return json.dumps(program).encode()
-
-
-def inner(program: JSON) -> JSON:
-    found: JSON = program["graph_module"]["graph"]
-    return found
 
 
 def first_expression(program: JSON) -> JSON:

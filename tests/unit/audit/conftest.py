@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,17 +17,6 @@ Opener = Callable[..., AuditLog]
 @pytest.fixture(scope="session")
 def key() -> LogKey:
     return LogKey(bytes(range(64)))
-
-
-@pytest.fixture
-def quick() -> Iterator[Path]:
-    """A directory in memory where there is one: these tests sync thousands of times."""
-    memory = Path("/dev/shm")
-    directory = Path(tempfile.mkdtemp(dir=memory if memory.is_dir() else None))
-    try:
-        yield directory
-    finally:
-        shutil.rmtree(directory)
 
 
 @pytest.fixture
