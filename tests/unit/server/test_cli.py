@@ -640,15 +640,23 @@ def test_following_ends_with_an_interrupt(evidence: Path) -> None:
     import signal
 
     arguments = ["audit", "forward", str(evidence / "audit"), "--cursor", str(evidence / "cursor"), "--follow"]
-    with subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
-        assert child.stdout is not None
-        assert child.stderr is not None
-        for _ in range(5):
-            child.stdout.readline()
-        time.sleep(0.1)
-        child.send_signal(signal.SIGINT)
-        said = child.stderr.read()
-        assert child.wait(10) == 130
+    # a shell that runs the tests in the background ignores interrupts, and its children would inherit that
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        child = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    finally:
+        signal.signal(signal.SIGINT, inherited)
+    with child:
+        try:
+            assert child.stdout is not None
+            for _ in range(5):
+                child.stdout.readline()
+            time.sleep(0.1)
+            child.send_signal(signal.SIGINT)
+            _, said = child.communicate(timeout=10)
+            assert child.returncode == 130
+        finally:
+            child.kill()
 
     assert said.strip() == b"pericard: error: interrupted"
 
