@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -157,10 +158,13 @@ def component(name: str) -> str:
     """The path of a program that these tests need; in CI its absence is a failure."""
     found = shutil.which(name)
     if found is None:
-        if os.environ.get("CI"):
-            pytest.fail(f"{name} is not installed")
-        pytest.skip(f"{name} is not installed")
+        lacking(f"{name} is not installed")
     return found
+
+
+def lacking(reason: str) -> NoReturn:
+    """In CI, what a test needs and cannot have is a failure."""
+    (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
 
 
 def strace(injection: str) -> list[str]:
@@ -169,7 +173,7 @@ def strace(injection: str) -> list[str]:
     options = ["-f", "-qq", "-o", "/dev/null", "-e", f"trace={calls}", "-e", f"inject={injection}"]
     prefix = [component("strace"), *options]
     if subprocess.run([*prefix, "true"], capture_output=True, timeout=30, check=False).returncode:
-        pytest.skip("strace may not trace here")
+        lacking("strace may not trace here")
     return prefix
 
 
@@ -334,7 +338,7 @@ def test_a_really_full_file_system_refuses_then_recovers_without_restart(tmp_pat
     if subprocess.run(
         [*namespace, 'mount -t tmpfs none "$1"', "sh", directory], capture_output=True, timeout=30, check=False
     ).returncode:
-        pytest.skip("no mount namespace may be made here")
+        lacking("no mount namespace may be made here")
     ran = subprocess.run(
         [*namespace, mount, "sh", directory, sys.executable, script], capture_output=True, timeout=90, check=False
     )

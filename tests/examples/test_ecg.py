@@ -219,7 +219,8 @@ def test_strips_hold_their_own_annotations(example: dict[str, ModuleType], tmp_p
 
 @wfdb_on_new_pandas
 def test_wfdb_reads_as_npz(example: dict[str, ModuleType], tmp_path: Path) -> None:
-    wfdb = pytest.importorskip("wfdb")
+    import wfdb
+
     adc, beats, pvc = synthetic_record()
     (tmp_path / "wfdb").mkdir()
     wfdb.wrsamp(
@@ -240,7 +241,8 @@ def test_wfdb_reads_as_npz(example: dict[str, ModuleType], tmp_path: Path) -> No
 
 @wfdb_on_new_pandas
 def test_wfdb_in_another_unit_is_refused(example: dict[str, ModuleType], tmp_path: Path) -> None:
-    wfdb = pytest.importorskip("wfdb")
+    import wfdb
+
     samples = np.zeros((RATE, 1), dtype=np.int64)
     wfdb.wrsamp(
         "901", fs=RATE, units=["mmHg"], sig_name=["ABP"], d_signal=samples, fmt=["16"],

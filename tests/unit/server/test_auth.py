@@ -126,7 +126,7 @@ def test_both_files_are_for_their_owner_alone(file: TokenFile, path: Path) -> No
     assert modes == {"tokens.json": 0o600, "tokens.key": 0o600}
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+@pytest.mark.skipif(os.geteuid() != 0 and not os.environ.get("CI"), reason="only root can give a file away")
 def test_root_makes_tokens_that_the_daemon_can_read(file: TokenFile, path: Path) -> None:
     path.parent.mkdir()
     os.chown(path.parent, 12345, 54321)
