@@ -16,7 +16,8 @@ ENV_INPUTS := $(wildcard constraints/*.txt) server/pyproject.toml client/pyproje
 NOT_MISSPELT := unequality
 
 # What the tests use beyond pip: the command, and the Debian package that brings it.
-SYSTEM_TOOLS := ps:procps strace:strace promtool:prometheus systemd-analyze:systemd
+SYSTEM_TOOLS := ps:procps strace:strace promtool:prometheus systemd-analyze:systemd \
+  gdb:gdb g++:g++ swtpm:swtpm tpm2_unseal:tpm2-tools
 
 .PHONY: help
 help: ## print this list
@@ -38,7 +39,7 @@ $(ENV_STAMP): $(ENV_INPUTS)
 	@echo "env: torch"
 	@$(PIP) torch==2.13.0
 	@echo "env: tools, libraries, pericard-server and pericard-client (editable)"
-	@$(PIP) --no-build-isolation -r constraints/tools.txt -e ./server -e './client[plot]'
+	@$(PIP) --no-build-isolation -r constraints/tools.txt -e './server[onnx]' -e './client[plot]'
 	@$(PYTHON) -m pip check
 	@touch $@
 

@@ -11,11 +11,15 @@ carries a secret. ::
     ├── KeyFileError
     │   ├── KeyFileInvalid           key-file-invalid
     │   └── KeyFileExposed           key-file-exposed
+    ├── KeySourceError
+    │   ├── KeySourceUnavailable     key-source-unavailable
+    │   └── UnlockRefused            unlock-refused
     ├── SealedModelError
     │   ├── NotSealed                not-a-sealed-model
     │   ├── MalformedModel           malformed-sealed-model
     │   ├── BadSignature             bad-signature
     │   ├── BadGrant                 bad-grant
+    │   ├── BadNotice                bad-notice
     │   ├── NoGrant                  no-grant
     │   ├── WrongFileKey             key-commitment-mismatch
     │   ├── CorruptPayload           corrupt-payload
@@ -117,6 +121,22 @@ class KeyFileExposed(KeyFileError):
     code = "key-file-exposed"
 
 
+class KeySourceError(PericardError):
+    """Base: the identity could not be unlocked."""
+
+
+class KeySourceUnavailable(KeySourceError):
+    """What would unlock the identity cannot be reached, or is not there."""
+
+    code = "key-source-unavailable"
+
+
+class UnlockRefused(KeySourceError):
+    """The key source answered, and what it holds does not unlock this identity."""
+
+    code = "unlock-refused"
+
+
 class SealedModelError(PericardError):
     """Base: a sealed model was refused before any of it was used, or could not be made."""
 
@@ -143,6 +163,12 @@ class BadGrant(SealedModelError):
     """A grant is malformed, made for another file, or does not open with this identity."""
 
     code = "bad-grant"
+
+
+class BadNotice(SealedModelError):
+    """A withdrawal notice is malformed."""
+
+    code = "bad-notice"
 
 
 class NoGrant(SealedModelError):

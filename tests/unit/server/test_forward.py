@@ -117,7 +117,7 @@ def test_a_cursor_that_cannot_be_written_costs_a_repetition(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr("pericard.forward.cursor.os.fsync", full)
+        patch.setattr("pericard.durable.os.fsync", full)
         with pytest.raises(ConfigError, match="no space left"):
             forward(tmp_path)
 
@@ -201,7 +201,7 @@ def test_a_cut_write_leaves_the_old_cursor(tmp_path: Path, monkeypatch: pytest.M
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("pericard.forward.cursor.os.fsync", interrupted)
+        patch.setattr("pericard.durable.os.fsync", interrupted)
         with pytest.raises(KeyboardInterrupt):
             cursor.advance(6)
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
+from pericard import durable
 from pericard.errors import ConfigError
 
 _LONGEST = 20
@@ -36,23 +35,7 @@ class Cursor:
     def advance(self, position: int) -> None:
         """Remember durably that everything before ``position`` was taken."""
         try:
-            self._replace(f"{position}\n".encode("ascii"))
+            durable.replace(self._path, f"{position}\n".encode("ascii"))
         except OSError as error:
             raise ConfigError(f"{self._path}: cannot be written: {(error.strerror or 'i/o error').lower()}") from error
         self.position = position
-
-    def _replace(self, data: bytes) -> None:
-        with tempfile.NamedTemporaryFile(dir=self._path.parent, prefix=".cursor.", delete=False) as out:
-            try:
-                out.write(data)
-                out.flush()
-                os.fsync(out.fileno())
-                Path(out.name).replace(self._path)
-            except BaseException:
-                Path(out.name).unlink(missing_ok=True)
-                raise
-        descriptor = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -10,9 +10,9 @@ import base64
 import binascii
 import os
 import stat
-import tempfile
 from pathlib import Path
 
+from pericard import durable
 from pericard.errors import KeyFileExposed, KeyFileInvalid
 from pericard.keys.secrets import take, wipe
 
@@ -119,18 +119,8 @@ def _decode(text: bytearray, path: Path, kind: str, length: int) -> bytearray:
 
 
 def _write_once(path: Path, text: bytes | bytearray, mode: int) -> None:
-    """Write a new file whole or not at all; the name is taken in one step and only if it is free."""
-    temporary = None
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        with open(descriptor, "wb", buffering=0) as out:  # noqa: PTH123  (a descriptor has no path)
-            os.fchmod(descriptor, mode)
-            rest = memoryview(text)
-            while rest:
-                rest = rest[out.write(rest) :]
-            os.fsync(descriptor)
-        os.link(temporary, path)  # not rename, which would replace
-        _sync_directory(path.parent)
+        durable.create(path, text, mode=mode)
     except FileExistsError as error:
         raise KeyFileInvalid(
             f"{path}: exists already",
@@ -138,14 +128,3 @@ def _write_once(path: Path, text: bytes | bytearray, mode: int) -> None:
         ) from error
     except OSError as error:
         raise KeyFileInvalid(f"{path}: cannot be written: {(error.strerror or 'i/o error').lower()}") from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

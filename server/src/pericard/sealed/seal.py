@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from pericard import durable
 from pericard.errors import BadGrant, NotWritten, SealedModelError, UnsupportedModel
 from pericard.keys import PublisherKey, Recipient, take, wipe
 from pericard.sealed import grant as grants
@@ -144,19 +145,6 @@ def _header(encoded: bytes, signatures: bytes, packed: tuple[bytes, ...]) -> byt
 
 
 def _write(path: Path, header: bytes, ciphertext: BinaryIO) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as out:
-        try:
-            out.write(header)
-            shutil.copyfileobj(ciphertext, out, layout.CHUNK_SIZE)
-            out.flush()
-            os.fchmod(out.fileno(), 0o644)
-            os.fsync(out.fileno())
-            Path(out.name).replace(path)
-        except BaseException:
-            Path(out.name).unlink(missing_ok=True)
-            raise
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    with durable.replacing(path, mode=0o644) as out:
+        out.write(header)
+        shutil.copyfileobj(ciphertext, out, layout.CHUNK_SIZE)

@@ -6,12 +6,10 @@ One canonical JSON file, replaced atomically. A missing file is an empty state; 
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import tempfile
 from pathlib import Path
 
-from pericard import canonical
+from pericard import canonical, durable
 from pericard.canonical import JSON
 from pericard.errors import TrustStateInvalid
 
@@ -86,28 +84,13 @@ class TrustState:
 
     def _save(self, floors: dict[str, int], latest_time: int) -> None:
         """Write, then believe: what could not be made durable is not remembered either, and is tried again."""
-        temporary = None
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor, temporary = tempfile.mkstemp(dir=self._path.parent, prefix=".trust.")
-            with open(descriptor, "wb") as out:  # noqa: PTH123  (a descriptor has no path)
-                out.write(_encode(floors, latest_time))
-                out.flush()
-                os.fsync(out.fileno())
-            Path(temporary).replace(self._path)
-            temporary = None
-            directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+            durable.replace(self._path, _encode(floors, latest_time))
         except OSError as error:
             raise TrustStateInvalid(
                 f"{self._path}: cannot be written: {(error.strerror or 'i/o error').lower()}"
             ) from error
-        finally:
-            if temporary is not None:
-                Path(temporary).unlink(missing_ok=True)
         self._floors, self.latest_time = dict(floors), latest_time
 
 
