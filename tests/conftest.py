@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 
-from pericard import canonical
+from pericard import canonical, hardening
 from pericard.errors import PericardError, SealedModelError, TrustError
 from pericard.keys import Identity, PublisherKey, Signature
 from pericard.sealed import Description, Output, SealedModel, Signal, Term, Tolerance, layout, seal
 from pericard.tensors import TensorSpec
-from pericard.trust import Policy, TrustState
+from pericard.trust import Pins, Policy, TrustState
 
 NOW = 1_790_000_000  # 2026-09-21T14:13:20Z
 DAY = 86_400
@@ -30,6 +30,14 @@ RUNTIME = "ab" * 32
 
 #: Writes a sealed model: plaintext, then what differs from the tiny model's description, ``terms`` or ``signer``.
 SealBytes = Callable[..., Path]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _sealing_in_this_process() -> Iterator[None]:
+    """A test that seals by the command's function must not take the network from the tests after it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hardening, "drop_network", lambda: True)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -141,9 +149,9 @@ def tiny_pt2(export_pt2: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="session")
 def tiny_graph(tiny_pt2: Path) -> bytes:
     """The tiny model's graph as it is sealed; change a copy."""
-    from pericard.runtime import export, graph
+    from pericard.runtime import export, graph, pt2
 
-    return graph.normalise(export._serialised(export._read(tiny_pt2)))
+    return graph.normalise(export.serialised(pt2.read(tiny_pt2)))
 
 
 @pytest.fixture(scope="session")
@@ -190,7 +198,7 @@ def seal_bytes(
 @pytest.fixture
 def policy(publisher_key: PublisherKey, tmp_path: Path) -> Policy:
     """A site that pins the vendor and remembers nothing yet."""
-    return Policy((publisher_key.publisher,), TrustState(tmp_path / "trust.json"), runtime=RUNTIME)
+    return Policy(Pins.of(publisher_key.publisher), TrustState(tmp_path / "trust.json"), runtime=RUNTIME)
 
 
 @dataclass(frozen=True)

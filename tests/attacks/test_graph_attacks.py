@@ -2,175 +2,33 @@
 
 What torch's reader (``torch._export.serde.serialize``) does with a graph: it evaluates ``expr_str`` (``sympify``),
 looks up ``target`` and ``as_operator`` with ``getattr``, fetches custom objects from the constants, builds sub-graphs,
-loads tree specifications, reads ``metadata``, and pastes names into Python source that it compiles. Here: torch's own
-format, expressions, names, and a hostile value in every place of a real graph; each would leave a marker. What a node
-may call stands in ``test_graph_operators.py``, what a graph may carry in ``test_graph_structure.py``.
+loads tree specifications, reads ``metadata``, and pastes names into Python source that it compiles. Here: expressions,
+names, and a hostile value in every place of a real graph; each would leave a marker. torch's own file format stands in
+``test_pt2_attacks.py``, what a node may call in ``test_graph_operators.py``, what a graph may carry in
+``test_graph_structure.py``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import io
-import json
-import pickle
-import warnings
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from graphs import JSON, encoded, inner
+from graphs import JSON, code, encoded, inner
 
-from pericard.errors import ForbiddenGraph, NotSealed, PericardError, UnsupportedModel
-from pericard.runtime import export, exported, graph, loader
+from pericard.errors import ForbiddenGraph, PericardError
+from pericard.runtime import exported, graph
 from pericard.runtime.exported import ExportedBackend
-from pericard.sealed import Description, SealedModel
 
 
 @pytest.fixture
 def marker(tmp_path: Path) -> Path:
     """What only code from a model would make."""
     return tmp_path / "code-ran"
-
-
-# --- torch's own format: five ways to run code on reading
-
-
-def code(marker: Path, result: str) -> str:
-    """An expression that leaves the marker and is ``result`` all the same, so that nothing looks wrong."""
-    return f"__import__('os').makedirs('{marker}', exist_ok=True) or {result}"
-
-
-class Payload:
-    """Unpickled, it is what it should be; on the way it runs code."""
-
-    def __init__(self, marker: Path, result: str) -> None:
-        self.code = code(marker, result)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return eval, (self.code,)
-
-
-def saved(value: object) -> bytes:
-    out = io.BytesIO()
-    torch.save(value, out)
-    return out.getvalue()
-
-
-def rewritten(path: Path, change: Callable[[str, bytes], dict[str, bytes]]) -> bytes:
-    """A ``.pt2`` with some of its members changed."""
-    out = io.BytesIO()
-    with zipfile.ZipFile(path) as old, zipfile.ZipFile(out, "w") as new:
-        for name in old.namelist():
-            for written, data in change(name, old.read(name)).items():
-                new.writestr(written, data)
-    return out.getvalue()
-
-
-def in_the_example(name: str, data: bytes, marker: Path) -> dict[str, bytes]:
-    return {
-        name: saved(((Payload(marker, "__import__('torch').zeros(2, 1, 64)"),), {}))
-        if name.endswith("sample_inputs/model.pt")
-        else data
-    }
-
-
-def in_a_weight(name: str, data: bytes, marker: Path) -> dict[str, bytes]:
-    if not name.endswith("model_weights_config.json"):
-        return {name: data}
-    config = json.loads(data)
-    config["config"]["conv.weight"] |= {"use_pickle": True, "path_name": "evil"}
-    return {
-        name: json.dumps(config).encode(),
-        name.replace("model_weights_config.json", "evil"): saved(
-            Payload(marker, "__import__('torch').nn.Parameter(__import__('torch').zeros(3, 1, 8))")
-        ),
-    }
-
-
-def in_a_constant(name: str, data: bytes, marker: Path) -> dict[str, bytes]:
-    if not name.endswith("model_constants_config.json"):
-        return {name: data}
-    entry = {"path_name": "opaque_obj_0", "is_param": False, "use_pickle": True, "tensor_meta": None}
-    return {
-        name: json.dumps({"config": {"q": entry}}).encode(),
-        name.replace("model_constants_config.json", "opaque_obj_0"): pickle.dumps(
-            Payload(marker, "__import__('torch').zeros(1)")
-        ),
-    }
-
-
-def in_old_weights(name: str, data: bytes, marker: Path) -> dict[str, bytes]:
-    if not name.endswith("model_weights_config.json"):
-        return {name: data}
-    return {name: data, name.replace("model_weights_config.json", "model.pt"): saved({"x": Payload(marker, "5")})}
-
-
-def in_an_expression(name: str, data: bytes, marker: Path) -> dict[str, bytes]:
-    if not name.endswith("models/model.json"):
-        return {name: data}
-    return {name: data.replace(b"Symbol('s", code(marker, "Symbol('s").encode())}
-
-
-WAYS = [in_the_example, in_a_weight, in_a_constant, in_old_weights, in_an_expression]
-
-
-def read_by_torch(data: bytes) -> None:
-    with warnings.catch_warnings(), contextlib.suppress(Exception):  # whether it loads does not matter
-        warnings.simplefilter("ignore")
-        torch.export.load(io.BytesIO(data))
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_a_pt2_runs_code_but_the_daemon_never_reads_one(
-    way: Callable[[str, bytes, Path], dict[str, bytes]],
-    tiny_pt2: Path,
-    marker: Path,
-    tmp_path: Path,
-) -> None:
-    evil = rewritten(tiny_pt2, lambda name, data: way(name, data, marker))
-    read_by_torch(evil)
-    assert marker.exists()  # the attack is real
-    marker.rmdir()
-
-    (tmp_path / "evil.pt2").write_bytes(evil)
-    with pytest.raises(NotSealed):
-        SealedModel(tmp_path / "evil.pt2")
-    assert not marker.exists()
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_what_runs_code_is_left_behind_when_a_model_is_sealed(
-    way: Callable[[str, bytes, Path], dict[str, bytes]],
-    tiny_pt2: Path,
-    tiny_description: Description,
-    marker: Path,
-    tmp_path: Path,
-    seal_bytes: Callable[..., Path],
-    policy: Any,
-    identity: Any,
-    now: int,
-) -> None:
-    """A vendor who seals a poisoned file is harmed; the hospital is not."""
-    (tmp_path / "evil.pt2").write_bytes(rewritten(tiny_pt2, lambda name, data: way(name, data, marker)))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            plain = b"".join(export.pack(tmp_path / "evil.pt2", tiny_description)[1])
-        except UnsupportedModel:
-            assert way is in_old_weights  # the one that harms the vendor only
-            return
-    assert marker.exists()
-    marker.rmdir()
-
-    assert str(marker).encode() not in plain
-    assert b"PK\x03\x04" not in plain
-    with SealedModel(seal_bytes(plain)) as source:
-        loader.load(source.verify(policy.publishers), identity, policy, device="cpu", now=now).close()
-    assert not marker.exists()
 
 
 # --- sympify

@@ -12,9 +12,10 @@ import pytest
 import torch
 from graphs import JSON, encoded, inner
 
-from pericard.errors import ForbiddenGraph
+from pericard.errors import ForbiddenGraph, UnsupportedModel
 from pericard.runtime import graph, operators
 from pericard.runtime.exported import ExportedBackend
+from pericard.tensors import TensorSpec
 
 # --- what a node may call, by name
 
@@ -166,3 +167,40 @@ def test_operators_with_a_switch_are_pure_only_when_it_is_off(call: str, program
 
 def test_the_two_lists_do_not_overlap() -> None:
     assert not any(operators._ATEN.fullmatch(target) for target in operators.ALLOWED_PYTHON)
+
+
+@pytest.mark.parametrize("number", [-1, 4, 99])
+def test_a_number_in_the_place_of_a_type_or_a_layout_is_refused(number: int, program: JSON) -> None:
+    for target, name in (("ones_like.default", "dtype"), ("clone.default", "memory_format")):
+        changed = node(target, *placed(self=ECG), (name, {"as_int": number}, 2))
+        inner(program)["nodes"].append(changed)
+
+        with pytest.raises(ForbiddenGraph, match=f"where its {name} belongs"):
+            graph.check(encoded(program))
+        inner(program)["nodes"].pop()
+
+
+def test_packed_sequences_cannot_be_called(program: JSON) -> None:
+    for target in ("lstm.data", "gru.data", "to.prim_dtype"):
+        inner(program)["nodes"][0]["target"] = ATEN + target
+
+        with pytest.raises(ForbiddenGraph, match="names the operator"):
+            graph.check(encoded(program))
+
+
+def test_what_a_graph_says_of_its_tensors_is_held_against_them(program: JSON, weights: dict[str, torch.Tensor]) -> None:
+    spec = next(s for s in program["graph_module"]["signature"]["input_specs"] if "parameter" in s)["parameter"]
+    inner(program)["tensor_values"][spec["arg"]["name"]]["sizes"][0] = {"as_int": 77}
+
+    with pytest.raises(UnsupportedModel, match="not what it says"):
+        ExportedBackend(encoded(program), weights, device="cpu")
+
+
+@pytest.mark.parametrize(("dtype", "row"), [("float32", (1, 63)), ("float64", (1, 64)), ("float32", (64,))])
+def test_described_inputs_are_held_against_the_graph(
+    dtype: str, row: tuple[int, ...], program: JSON, weights: dict[str, torch.Tensor]
+) -> None:
+    ExportedBackend(encoded(program), weights, device="cpu", inputs=(TensorSpec("ecg", "float32", (-1, 1, 64)),))
+
+    with pytest.raises(UnsupportedModel, match="as the description says"):
+        ExportedBackend(encoded(program), weights, device="cpu", inputs=(TensorSpec("ecg", dtype, (-1, *row)),))

@@ -40,10 +40,10 @@ import numpy as np
 from pericard.keys import Identity, Publisher
 from pericard.runtime import loader
 from pericard.sealed import SealedModel
-from pericard.trust import Policy, TrustState
+from pericard.trust import Pins, Policy, TrustState
 
 folder, now = Path(sys.argv[1]), int(sys.argv[2])
-policy = Policy((Publisher.read(folder / "vendor.pub"),), TrustState(folder / "trust.json"), runtime="ab" * 32)
+policy = Policy(Pins.of(Publisher.read(folder / "vendor.pub")), TrustState(folder / "trust.json"), runtime="ab" * 32)
 with SealedModel(folder / "model.sealed") as source:
     identity = Identity.read(folder / "identity.key")
     model = loader.load(source.verify(policy.publishers), identity, policy, device="cpu", now=now)
@@ -81,13 +81,13 @@ seal(
 @pytest.fixture(scope="module")
 def needles(site: Path, tiny_pt2: Path, archive: Identity, publisher_key: PublisherKey) -> dict[str, bytes]:
     """What must not be found, and where it comes from in this process."""
-    from pericard.runtime import export
+    from pericard.runtime import pt2
 
     with SealedModel(site / "model.sealed") as source:
         model = source.verify([publisher_key.publisher])
     (grant,) = model.grants_for(archive.recipient.id)
     file_key = grant.unwrap(archive)
-    weight = export._read(tiny_pt2).state_dict["conv.weight"].detach().numpy().tobytes()
+    weight = pt2.read(tiny_pt2).state_dict["conv.weight"].detach().numpy().tobytes()
     return {
         "weights": weight[:32],
         "file key": bytes(file_key),
@@ -194,7 +194,7 @@ def test_sealing_writes_ciphertext_only_and_only_beside_its_target(
     paths = opened_for_writing(calls)
 
     assert (site / "new.sealed").stat().st_size > 4096
-    assert {re.sub(r"\.new\.sealed\.\w+$", ".new.sealed.*", path) for path in paths} <= {
+    assert {re.sub(r"\.new\.sealed\.\w+\.tmp$", ".new.sealed.*", path) for path in paths} <= {
         str(site), f"{site}/.new.sealed.*",
     }  # fmt: skip
     assert [name for name, needle in needles.items() if holds(calls, needle)] == []

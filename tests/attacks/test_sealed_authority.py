@@ -190,7 +190,7 @@ def test_a_withdrawn_version_is_refused_for_ever(
     parts: Parts, refused: Refused, policy: Policy, seal_bytes: Callable[..., Path], now: int
 ) -> None:
     with SealedModel(seal_bytes(b"newer", version="2", sequence=9, floor=4)) as newer:
-        policy.served(newer.verify(policy.publishers), now)
+        policy.state.commit(policy.taught(newer.verify(policy.publishers)))
 
     assert refused(parts.data()) == "version-withdrawn"
 

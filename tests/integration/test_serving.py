@@ -205,12 +205,26 @@ def test_a_second_daemon_on_one_log_is_refused(shared_daemon: Daemon) -> None:
         (lambda folder: _flip(folder / "tiny.sealed", -5), "chunk 0 is not the one"),
         (lambda folder: (folder / "tiny.pt2").replace(folder / "tiny.sealed"), "is not a sealed model"),
         (lambda folder: (folder / "identity.key").chmod(0o640), "others may read this private key"),
-        (lambda folder: (folder / "archive.pub").replace(folder / "vendor.pub"), "wanted 'pericard-publisher-v1'"),
+        (lambda folder: (folder / "archive.pub").replace(folder / "publishers.json"), "publishers.json: "),
+        (lambda folder: (folder / "publishers.json").unlink(), "publishers.json: is missing"),
+        (lambda folder: (folder / "tiny.notice").write_bytes(b"x"), "tiny.notice: is not a notice"),
+        (lambda folder: (folder / "tiny.grant").write_bytes(b"x"), "tiny.grant: "),
         (lambda folder: (folder / "tls.key").write_text("no key"), "tls: certificate"),
         (lambda folder: (folder / "trust.json").write_text("{}"), "trust.json"),
         (lambda folder: (folder / "log.key").unlink(), "log.key: cannot be read"),
     ],
-    ids=["tampered", "plain-model", "exposed-key", "wrong-key", "bad-certificate", "damaged-state", "no-log-key"],
+    ids=[
+        "tampered",
+        "plain-model",
+        "exposed-key",
+        "wrong-file",
+        "no-publisher",
+        "bad-notice",
+        "bad-grant",
+        "bad-certificate",
+        "damaged-state",
+        "no-log-key",
+    ],
 )
 def test_a_start_that_must_be_refused_says_why(site: Site, change: object, words: str) -> None:
     change(site.folder)  # type: ignore[operator]

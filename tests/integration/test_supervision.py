@@ -86,7 +86,7 @@ def test_a_child_that_cannot_be_started_or_babbles_is_tried_again_and_leaves_not
     site: Site, strip: list[float], interpreter: Path, notified: Callable[[], list[str]]
 ) -> None:
     with running(site, first=use(interpreter)) as daemon:
-        until(lambda: "STATUS=serving tiny 1.0.0" in notified())
+        until(lambda: any(word.startswith("STATUS=serving tiny 1.0.0 (licensed until ") for word in notified()))
         assert "READY=1" in notified()
         engine = daemon.children()["engine"]
         descriptors = len(list(Path(f"/proc/{daemon.pid}/fd").iterdir()))

@@ -12,36 +12,17 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sealed_strategies import manifests, objects, tensors, values
 
 from pericard import canonical
 from pericard.errors import ForbiddenGraph, KeyFileError, MalformedModel, PericardError, TrustStateInvalid
 from pericard.keys import Identity, PublisherKey, Signature
-from pericard.sealed import (
-    Description,
-    Manifest,
-    Output,
-    SealedModel,
-    Signal,
-    Source,
-    Tolerance,
-    artifact,
-    layout,
-    manifest,
-)
+from pericard.sealed import Manifest, SealedModel, Source, artifact, layout, manifest
 from pericard.sealed import grant as grants
-from pericard.sealed.manifest import Payload
 from pericard.sealed.payload import rechunk, split
-from pericard.tensors import DTYPES, TensorSpec
 from pericard.trust import TrustState
 
 quick = settings(deadline=None, max_examples=40)
-integers = st.integers(-(2**63), 2**63 - 1)
-values = st.recursive(
-    st.none() | st.booleans() | integers | st.text(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
-    max_leaves=20,
-)
-objects = st.dictionaries(st.text(max_size=8), values, max_size=6)
 any_json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
@@ -123,70 +104,6 @@ def test_a_grants_section_cut_anywhere_is_refused(made: list[Any], data: st.Data
 # --- manifest
 
 
-names = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,20}", fullmatch=True)
-texts = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=60)
-digests = st.binary(min_size=32, max_size=32)
-specs = st.builds(
-    TensorSpec,
-    names,
-    st.sampled_from(sorted(DTYPES)),
-    st.lists(st.integers(1, 500), max_size=3).map(lambda axes: (-1, *axes)),
-)
-outputs = st.builds(
-    Output,
-    specs,
-    st.sampled_from(["", "score", "timeline"]),
-    st.none() | st.integers(-(10**15), 10**15).map(lambda micro: micro / 1e6),
-    st.none() | st.integers(1, 10**12).map(lambda micro: micro / 1e6),
-)
-tolerances = st.dictionaries(
-    st.from_regex(r"[a-z0-9-]{1,32}", fullmatch=True),
-    st.builds(
-        Tolerance,
-        st.integers(0, 10**12).map(lambda nano: nano / 1e9),
-        st.integers(0, 10**9).map(lambda nano: nano / 1e9),
-    ),
-    max_size=3,
-)
-leads = st.lists(
-    st.lists(st.from_regex(r"[A-Za-z0-9+_-]{1,16}", fullmatch=True), min_size=1, max_size=3), min_size=1, max_size=4
-)
-
-
-@st.composite
-def manifests(draw: st.DrawFn) -> Manifest:
-    buckets = sorted(draw(st.sets(st.integers(1, 4096), min_size=1, max_size=16)))
-    sequence = draw(st.integers(1, 1 << 53))
-    inputs = tuple(draw(st.lists(specs, min_size=1, max_size=3, unique_by=lambda spec: spec.name)))
-    signal = None
-    if draw(st.booleans()):
-        channels = tuple(tuple(lead) for lead in draw(leads))
-        inputs = (TensorSpec("ecg", "float32", (-1, len(channels), 100)),)
-        rate = draw(st.integers(1, 10**12)) / 1e3
-        signal = Signal(rate, draw(st.sampled_from(["mV", "uV"])), channels)
-    about = Description(
-        name=draw(names),
-        version=draw(st.from_regex(r"[0-9A-Za-z][0-9A-Za-z.+_-]{0,20}", fullmatch=True)),
-        sequence=sequence,
-        floor=draw(st.integers(0, sequence)),
-        kind="exported",
-        publisher_name=draw(texts),
-        intended_use=draw(texts),
-        inputs=inputs,
-        outputs=tuple(draw(st.lists(outputs, min_size=1, max_size=3, unique_by=lambda output: output.spec.name))),
-        signal=signal,
-        max_batch=buckets[-1],
-        buckets=tuple(buckets),
-        tolerance=draw(tolerances),
-        sealed_in=draw(digests).hex(),
-        required_runtime=draw(st.none() | digests.map(bytes.hex)),
-    )
-    size = draw(st.integers(1, 3 << 20))
-    chunks = tuple(draw(st.lists(digests, min_size=-(-size >> 20), max_size=-(-size >> 20))))
-    payload = Payload(size, draw(digests), chunks)
-    return Manifest(draw(digests), draw(st.integers(0, 1 << 40)), draw(digests).hex(), about, payload)
-
-
 @given(manifests())
 @quick
 def test_a_manifest_round_trips(made: Manifest) -> None:
@@ -245,16 +162,6 @@ def test_no_value_makes_the_grants_reader_fail_otherwise(data: st.DataObject) ->
     changed = canonical.encode(fields)
     with contextlib.suppress(PericardError):
         grants.verify(changed, signer.sign(layout.GRANT_DOMAIN, changed), signer.publisher, manifest="00" * 32)
-
-
-tensors = st.builds(
-    lambda dtype, shape, name: Source(
-        name, "parameter", dtype, shape, memoryview(bytes(DTYPES[dtype][0] * shape[0] * shape[1]))
-    ),
-    st.sampled_from(sorted(DTYPES)),
-    st.tuples(st.integers(0, 9), st.integers(0, 9)),
-    st.from_regex(r"[!-~]{1,40}", fullmatch=True),
-)
 
 
 @given(st.binary(max_size=100), st.lists(tensors, max_size=5, unique_by=lambda source: source.name))

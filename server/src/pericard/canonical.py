@@ -19,7 +19,7 @@ def encode(value: JSON) -> bytes:
     """Encode to canonical bytes.
 
     Raises:
-        ValueError: the value holds a float, a number beyond 64 bits, or nests too deeply.
+        ValueError: the value holds a float, a number beyond 64 bits or half of a surrogate pair, or nests too deeply.
     """
     _check(value, 0)
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii")
@@ -52,8 +52,10 @@ def _check(value: object, depth: int) -> None:
     if depth > _MAX_DEPTH:
         raise ValueError("nests too deeply")
     match value:
-        case None | bool() | str():
+        case None | bool():
             pass
+        case str():
+            _check_text(value)
         case int():
             if not -_MAX_INTEGER <= value < _MAX_INTEGER:
                 raise ValueError("holds a number beyond 64 bits")
@@ -62,11 +64,23 @@ def _check(value: object, depth: int) -> None:
                 _check(item, depth + 1)
         case dict():
             for key, item in value.items():
-                if not isinstance(key, str):
-                    raise ValueError("holds a key that is not text")  # noqa: TRY004  (one exception type)
+                _check_key(key)
                 _check(item, depth + 1)
         case _:
             raise ValueError(f"holds a {type(value).__name__}, which has no canonical form")
+
+
+def _check_key(key: object) -> None:
+    if not isinstance(key, str):
+        raise ValueError("holds a key that is not text")  # noqa: TRY004  (one exception type)
+    _check_text(key)
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # another reader could not hold such text, and two would not agree on it
+        raise ValueError("holds half of a surrogate pair") from error
 
 
 def _no_float(text: str) -> NoReturn:

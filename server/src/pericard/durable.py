@@ -7,21 +7,36 @@ moved is removed. :func:`replace` and :func:`create` keep no copy of what they w
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import stat
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+_LOCK_SECONDS = 10.0
 
-def replace(path: Path, data: bytes | bytearray, *, mode: int = 0o600) -> None:
+
+def replace(path: Path, data: bytes | bytearray, *, mode: int = 0o600, owner: tuple[int, int] | None = None) -> None:
     """Write a file, in the place of the one that is there.
+
+    Args:
+        path: the file.
+        data: all that it will hold.
+        mode: its permissions.
+        owner: user and group that it is given to before it has its name, or None for ours. Afterwards, by its name,
+            whoever may write the folder could put another file in its place.
 
     Raises:
         OSError: it could not be made durable; the old one is still there.
     """
     with _temporary(path, mode) as (descriptor, name):
+        if owner is not None:
+            os.fchown(descriptor, *owner)
         _write(descriptor, data)
         name.replace(path)
     sync_folder(path.parent)
@@ -47,12 +62,61 @@ def replacing(path: Path, *, mode: int = 0o600) -> Iterator[BinaryIO]:
     Raises:
         OSError: it could not be made durable; the old one is still there.
     """
-    with _temporary(path, mode) as (descriptor, name):
-        with open(descriptor, "wb", closefd=False) as out:
-            yield out
-        os.fsync(descriptor)
-        name.replace(path)
-    sync_folder(path.parent)
+    with _streamed(path, mode, Path.replace) as out:
+        yield out
+
+
+@contextmanager
+def creating(path: Path, *, mode: int = 0o600) -> Iterator[BinaryIO]:
+    """As :func:`replacing`, but its name is taken only if it is free when the block ends.
+
+    Raises:
+        FileExistsError: the name is taken.
+        OSError: it could not be made durable; nothing is left.
+    """
+    with _streamed(path, mode, os.link) as out:  # not rename, which would replace
+        yield out
+
+
+def read(path: Path, *, limit: int) -> bytes:
+    """The whole of a regular file of bounded size; a pipe in its place is refused, not waited for.
+
+    Raises:
+        FileNotFoundError: there is none.
+        OSError: it cannot be read, is no regular file, or is larger than ``limit`` bytes.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "is not a regular file")
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"is larger than {limit} bytes")
+    return data
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time changes a file; the lock is a file beside it that only its owner may open.
+
+    Raises:
+        OSError: it cannot be had, or another process holds it for longer than a change can take.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = os.open(path.with_name(f".{path.name}.lock"), flags, 0o600)
+    try:
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise OSError(errno.EBUSY, "another process is changing it") from error
+                time.sleep(0.02)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:
@@ -73,6 +137,16 @@ def _temporary(path: Path, mode: int) -> Iterator[tuple[int, Path]]:
     finally:
         os.close(descriptor)
         Path(name).unlink(missing_ok=True)
+
+
+@contextmanager
+def _streamed(path: Path, mode: int, place: Callable[[Path, Path], object]) -> Iterator[BinaryIO]:
+    with _temporary(path, mode) as (descriptor, name):
+        with open(descriptor, "wb", closefd=False) as out:
+            yield out
+        os.fsync(descriptor)
+        place(name, path)
+    sync_folder(path.parent)
 
 
 def _write(descriptor: int, data: bytes | bytearray) -> None:

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 import msgspec
 import yaml
 
+from pericard import unlock
 from pericard.errors import ConfigError
 
 _Positive = Annotated[float, msgspec.Meta(gt=0, le=3600)]
@@ -34,11 +35,29 @@ class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     minimum_version: Literal["1.2", "1.3"] = "1.3"
 
 
+_Descriptor = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
+
+
+class Vault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The OpenBao or Vault server whose transit engine locks the identity."""
+
+    address: Annotated[str, msgspec.Meta(pattern=r"^https?://[^\s/@?#]{1,255}/?$")]
+    ca: str | None = None
+    token: str | None = None
+    token_fd: _Descriptor | None = None
+
+
 class IdentitySource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where the identity comes from."""
+    """Where the identity comes from, and a second one that is live while models are granted anew."""
 
     path: str = "identity.key"
-    unlock: Literal["file"] = "file"
+    previous: str | None = None
+    unlock: Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9-]{0,31}$")] = "file"
+    passphrase_fd: _Descriptor | None = None
+    credential: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{1,255}$")] = "identity"
+    tcti: str | None = None
+    vault: Vault | None = None
+    options: dict[str, str] = {}
 
 
 class Audit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -53,6 +72,7 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     device: Annotated[str, msgspec.Meta(pattern=r"^(auto|cpu|cuda:[0-9]{1,2})$")] = "auto"
     threads: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
+    memory: Literal["locked", "secret"] = "locked"
     memory_budget: Annotated[int, msgspec.Meta(ge=1)] | None = None
     queue: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 512
 
@@ -73,7 +93,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything that ``server.yaml`` says."""
 
     models: tuple[str, ...]
-    publishers: tuple[str, ...]
+    publishers: str = "publishers.json"
     listen: Listen = Listen()
     tls: Tls | None = None
     identity: IdentitySource = IdentitySource()
@@ -122,10 +142,13 @@ def check(settings: Settings, *, subject: str) -> Settings:
     """Refuse combinations that are not safe.
 
     Raises:
-        ConfigError: no model, no publisher, or a bind beyond loopback without TLS.
+        ConfigError: no model, no such key source, or a bind beyond loopback without TLS.
     """
-    if not settings.models or not settings.publishers:
-        raise ConfigError(f"{subject}: needs at least one model and one publisher")
+    if not settings.models:
+        raise ConfigError(f"{subject}: needs at least one model")
+    unlock.check(settings.identity.unlock, subject=f"{subject}: identity.unlock")
+    if settings.identity.unlock == "vault" and settings.identity.vault is None:
+        raise ConfigError(f"{subject}: identity.unlock is vault, so identity.vault is needed")
     if settings.tls is None and not is_loopback(settings.listen.host):
         raise ConfigError(
             f"{subject}: listen.host {settings.listen.host} is not loopback, so tls is needed",
@@ -146,14 +169,22 @@ def _absolute(settings: Settings, folder: Path) -> Settings:
     def absolute(name: str) -> str:
         return str(folder / name)
 
-    tls = settings.tls
+    def absolute_or_none(name: str | None) -> str | None:
+        return name if name is None else absolute(name)
+
+    tls, identity = settings.tls, settings.identity
+    vault = identity.vault and msgspec.structs.replace(
+        identity.vault, ca=absolute_or_none(identity.vault.ca), token=absolute_or_none(identity.vault.token)
+    )
     return msgspec.structs.replace(
         settings,
         models=tuple(map(absolute, settings.models)),
-        publishers=tuple(map(absolute, settings.publishers)),
+        publishers=absolute(settings.publishers),
         tokens=absolute(settings.tokens),
         trust_state=absolute(settings.trust_state),
-        identity=msgspec.structs.replace(settings.identity, path=absolute(settings.identity.path)),
+        identity=msgspec.structs.replace(
+            identity, path=absolute(identity.path), previous=absolute_or_none(identity.previous), vault=vault
+        ),
         audit=msgspec.structs.replace(
             settings.audit, directory=absolute(settings.audit.directory), key=absolute(settings.audit.key)
         ),

@@ -53,7 +53,7 @@ class TensorSpec:
         if not NAME.fullmatch(self.name):
             raise ValueError(f"tensor name {self.name!r} is not allowed")
         if self.dtype not in DTYPES:
-            raise ValueError(f"tensor {self.name}: type {self.dtype!r} is not known")
+            raise ValueError(f"tensor {self.name}: type {self.dtype!r} is not known (known: {', '.join(DTYPES)})")
         if not 1 <= len(self.shape) <= _MAX_AXES or self.shape[0] != -1:
             raise ValueError(f"tensor {self.name}: the shape must have 1 to {_MAX_AXES} axes and begin with -1")
         if any(size < 1 for size in self.shape[1:]) or math.prod(self.shape[1:]) > _MAX_ELEMENTS:

@@ -56,7 +56,19 @@ def test_reading_any_bytes_either_refuses_or_gives_what_encodes_to_them(data: by
 
 @pytest.mark.parametrize(
     "value",
-    [1.5, 1.0, float("nan"), b"bytes", (1, 2), {1}, object(), 2**53, -(2**53), ["a", [0.5]], {"b": {"c": 0.5}}],
+    [
+        1.5,
+        1.0,
+        float("nan"),
+        b"bytes",
+        (1, 2),
+        {1},
+        pytest.param(object(), id="an object"),
+        2**53,
+        -(2**53),
+        ["a", [0.5]],
+        {"b": {"c": 0.5}},
+    ],
     ids=repr,
 )
 def test_what_has_no_exact_encoding_is_refused(value: object) -> None:

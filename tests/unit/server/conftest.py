@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 import serving
+from speaking import say
 
 from pericard.runtime.loader import LoadedModel
+
+__all__ = ["loop", "say", "site", "tiny_model", "tiny_sealed"]
 
 
 @pytest.fixture(scope="session")

@@ -3,82 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import pytest
 import serving
 import yaml
+from speaking import COMMAND, Said, Say, listing, refused, spawn
 
 from pericard import __version__
 from pericard.audit import AuditLog
 from pericard.auth import TokenFile
-from pericard.cli.main import _run, cli
-from pericard.keys import Identity, LogKey, Publisher, Recipient
+from pericard.cli.main import cli
+from pericard.keys import Identity, LogKey, Publisher, PublisherKey, Recipient
 from pericard.sealed import Description
-
-COMMAND = [sys.executable, "-m", "pericard"]
-
-
-@dataclass(frozen=True)
-class Said:
-    """What a verb said."""
-
-    status: int
-    out: str
-    err: str
-
-
-Say = Callable[..., Said]
-
-
-@pytest.fixture
-def say(capsys: pytest.CaptureFixture[str]) -> Say:
-    """Run a verb in this process."""
-
-    def run(*arguments: str | Path) -> Said:
-        status = _run([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return Said(status, captured.out, captured.err)
-
-    return run
-
-
-def spawn(*arguments: str | Path, **changes: str) -> Said:
-    """Run a verb as its users do."""
-    done = subprocess.run(
-        [*COMMAND, *map(str, arguments)],
-        env={**os.environ, **changes},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    return Said(done.returncode, done.stdout, done.stderr)
-
-
-def refused(said: Said, *words: str, status: int = 1) -> None:
-    """An error in our voice: one line, perhaps a hint, nothing on stdout, no traceback."""
-    assert (said.status, said.out) == (status, ""), said
-    error, *rest = said.err.splitlines()
-    assert error.startswith("pericard: error: "), said.err
-    assert not error.endswith(".")
-    assert len(rest) <= 1
-    assert all(line.startswith("hint: ") for line in rest), said.err
-    assert "something went wrong inside" not in said.err, said.err
-    for word in words:
-        assert word in error, said.err
-
-
-def listing(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.rglob("*"))
 
 
 def verbs(command: click.Command = cli, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
@@ -134,7 +76,7 @@ def test_the_version(say: Say) -> None:
 
 
 def test_without_a_verb_help_goes_to_the_words_and_not_to_the_result(say: Say) -> None:
-    for group in ((), ("keygen",), ("token",), ("audit",), ("env",)):
+    for group in ((), ("keygen",), ("token",), ("trust",), ("audit",), ("env",)):
         said = say(*group)
         assert (said.status, said.out) == (2, "")
         assert said.err.startswith("Usage: pericard")
@@ -192,8 +134,31 @@ def test_each_verb_refuses_files_that_are_not_there(say: Say, tmp_path: Path, ve
         ("audit", "verify"): [gone, "--key", gone],
         ("audit", "show"): [gone],
         ("audit", "forward"): [gone, "--cursor", tmp_path / "c"],
+        ("audit", "clock"): ["--config", gone],
+        ("grant",): [
+            gone,
+            "--archive",
+            gone,
+            "--sign-with",
+            gone,
+            "-r",
+            gone,
+            "--days",
+            "1",
+            "-o",
+            tmp_path / "o.grant",
+        ],
+        ("withdraw",): ["--model", "ecg", "--below", "2", "--sign-with", gone, "-o", tmp_path / "o.notice"],
+        ("trust", "add"): ["vendor", gone, "--store", tmp_path / "p.json"],
+        ("trust", "remove"): ["vendor", "--store", tmp_path / "p.json"],
+        ("trust", "reset"): ["--config", gone, "--reason", "for this test"],
+        ("identity", "show"): [gone],
+        ("identity", "relock"): [gone, "--to", "file"],
+        ("identity", "rotate"): [gone, "-o", tmp_path / "o.key"],
+        ("identity", "backup"): [gone, "-o", tmp_path / "o"],
+        ("identity", "restore"): [gone, "-o", tmp_path / "o.key"],
     }
-    if verb in {("token", "list"), ("env", "show")}:
+    if verb in {("token", "list"), ("trust", "list"), ("env", "show")}:
         return
     refused(say(*verb, *arguments[verb]))
     assert listing(tmp_path) == []  # and nothing half-made is left
@@ -375,7 +340,8 @@ def test_from_a_model_to_a_verified_file(say: Say, vendor: Path) -> None:
     found = json.loads(verified.out)
     assert (verified.status, found["manifest"], len(found["grants"])) == (0, manifest, 2)
     assert "no end" in found["grants"][0]
-    assert say("verify", vendor / "ecg.sealed", "--publisher", vendor / "vendor.pub").out.count("\n") == len(found)
+    lines = say("verify", vendor / "ecg.sealed", "--publisher", vendor / "vendor.pub").out.splitlines()
+    assert len(lines) == len(found) - 1 + len(found["grants"])
 
     tried = spawn(
         "verify", vendor / "ecg.sealed", "--publisher", vendor / "vendor.pub", "-i", vendor / "hospital.key", "--json"
@@ -390,7 +356,7 @@ def test_dates_of_a_licence(say: Say, vendor: Path) -> None:
         "grants"
     ]
 
-    assert grants[1].endswith("2027-01-01 to 2027-12-31")
+    assert " 2027-01-01 to 2027-12-31, " in grants[1]
 
 
 def test_a_tampered_file_is_refused(say: Say, vendor: Path) -> None:
@@ -402,11 +368,19 @@ def test_a_tampered_file_is_refused(say: Say, vendor: Path) -> None:
     refused(say("verify", vendor / "ecg.sealed", "--publisher", vendor / "vendor.pub"))
 
 
+def other(folder: Path) -> Path:
+    """Another publisher's public key."""
+    PublisherKey.generate(folder / "other.key").publisher.write(folder / "other.pub")
+    return folder / "other.pub"
+
+
 def test_the_wrong_keys_are_named(say: Say, vendor: Path) -> None:
     say(*seal(vendor))
 
     refused(say("verify", vendor / "ecg.sealed", "--publisher", vendor / "archive.pub"), "archive.pub")
     refused(say("inspect", vendor / "model.pt2"), "model.pt2: is not a sealed model")
+    said = say("verify", vendor / "ecg.sealed", "--publisher", other(vendor))
+    refused(said, f"but, as it says itself, by {Publisher.read(vendor / 'vendor.pub').id[:16]}")
     stranger = spawn("verify", vendor / "ecg.sealed", "--publisher", vendor / "vendor.pub", "-i", vendor / "vendor.key")
     refused(stranger, "vendor.key")
 
@@ -414,14 +388,29 @@ def test_the_wrong_keys_are_named(say: Say, vendor: Path) -> None:
 SPOILED: dict[str, tuple[str, dict[str, object]]] = {
     "an unknown field": ("invented", {"invented": 1}),
     "no name": ("name", {"name": ...}),
-    "a bad name": ("bad model.name", {"name": "ECG Anomaly!"}),
-    "a bad type": ("float33", {"inputs": [{"name": "ecg", "dtype": "float33", "shape": [-1, 1, 64]}]}),
+    "a bad name": ("bad.yaml: has a bad name (allowed: 1 to 64 of a-z", {"name": "ECG Anomaly!"}),
+    "a bad type": (
+        "type 'float33' is not known (known: bool, uint8",
+        {"inputs": [{"name": "ecg", "dtype": "float33", "shape": [-1, 1, 64]}]},
+    ),
     "a bad shape": ("shape", {"inputs": [{"name": "ecg", "dtype": "float32", "shape": [1, 1, 64]}]}),
     "another shape": ("", {"inputs": [{"name": "ecg", "dtype": "float32", "shape": [-1, 1, 7]}]}),
     "a negative tolerance": ("tolerance", {"tolerance": {"cpu": {"atol": -1, "rtol": 0}}}),
     "buckets that fall": ("buckets", {"batch": {"max": 4, "buckets": [4, 1]}}),
     "text for a number": ("sequence", {"sequence": "one"}),
-    "a sequence of zero": ("sequence", {"sequence": 0}),
+    "a sequence of zero": ("bad.yaml: has a bad sequence (allowed: 1 to 2^53-1)", {"sequence": 0}),
+    "a unit of another quantity": (
+        "signal.unit (allowed: mV, uV)",
+        {"signal": {"sampling_rate": 250, "unit": "V", "leads": [["II"]]}},
+    ),
+    "a version that is a number": ('write it in quotes: version: "1.0"', {"version": 1.0}),
+    "another shape than the program's": (
+        "model.pt2: takes float32[-1, 1, 64], the description says ecg float32[-1, 2, 64]",
+        {
+            "inputs": [{"name": "ecg", "dtype": "float32", "shape": [-1, 2, 64]}],
+            "signal": {"sampling_rate": 250, "unit": "mV", "leads": [["I"], ["II"]]},
+        },
+    ),
     "a floor above itself": ("floor", {"sequence": 1, "floor": 2}),
 }
 
@@ -447,6 +436,12 @@ def test_a_description_that_is_none(say: Say, vendor: Path, text: str) -> None:
     refused(say(*seal(vendor, about="bad.yaml")), "bad.yaml")
 
 
+def test_broken_yaml_names_its_line(say: Say, vendor: Path) -> None:
+    (vendor / "bad.yaml").write_text("name: tiny\nversion: [1\nsequence: 1\n")
+
+    refused(say(*seal(vendor, about="bad.yaml")), "bad.yaml: line 3: ")
+
+
 def test_a_model_that_is_none_seals_nothing(say: Say, vendor: Path) -> None:
     (vendor / "bad.pt2").write_bytes(b"PK\x03\x04 nothing")
     before = listing(vendor)
@@ -455,24 +450,29 @@ def test_a_model_that_is_none_seals_nothing(say: Say, vendor: Path) -> None:
     assert listing(vendor) == before
 
 
-def test_a_failed_seal_leaves_the_old_file(say: Say, vendor: Path) -> None:
-    say(*seal(vendor))
-    before = (vendor / "ecg.sealed").read_bytes()
-    (vendor / "bad.pt2").write_bytes(b"nothing")
+def test_no_seal_takes_the_place_of_a_file(say: Say, vendor: Path) -> None:
+    (vendor / "ecg.sealed").write_bytes(b"precious")
+    before = listing(vendor)
 
-    refused(say(*seal(vendor, model="bad.pt2")))
-    assert (vendor / "ecg.sealed").read_bytes() == before
+    said = say(*seal(vendor))
+
+    refused(said, "ecg.sealed: exists already")
+    assert "give the new file a name of its own" in said.err
+    assert (vendor / "ecg.sealed").read_bytes() == b"precious"
+    assert listing(vendor) == before
 
 
 @pytest.mark.parametrize("more", [(), ("--days", "3", "--not-after", "2030-01-01")])
 def test_a_licence_has_one_end(say: Say, vendor: Path, more: tuple[str, ...]) -> None:
     arguments = seal(vendor, "--grace-days", "1", *more)
 
-    refused(say(*arguments), "either --not-after or --days", status=2)
+    refused(say(*arguments), f"either --not-after or --days{', not both' if more else ''}", status=2)
 
 
 def test_a_licence_that_ends_before_it_begins(say: Say, vendor: Path) -> None:
-    refused(say(*seal(vendor, "--not-before", "2027-01-02", "--not-after", "2026-12-31")))
+    said = say(*seal(vendor, "--not-before", "2027-01-02", "--not-after", "2026-12-31"))
+
+    refused(said, "licence: would end (2026-12-31) before it begins (2027-01-02)")
 
 
 def test_a_licence_beyond_the_calendar(say: Say, vendor: Path) -> None:
@@ -530,12 +530,28 @@ def test_records_are_shown(say: Say, evidence: Path) -> None:
     lines = say("audit", "show", evidence / "audit", "--json").out.splitlines()
     assert [json.loads(line)["index"] for line in lines] == list(range(5))
 
-    said = say("audit", "show", evidence / "audit", "--from", "3", "--limit", "1").out
+    shown = say("audit", "show", evidence / "audit", "--from", "3", "--limit", "1")
+    assert shown.err == "1 of 5 records; --from 4 goes on, --last 1 shows the newest\n"
+    said = shown.out
     assert said.count("\n") == 1
     assert "model=ecg/1.0.0/abababababababab" in said
     assert "number=2" in said
     assert "input=cdcdcdcdcdcdcdcd…" in said
-    assert say("audit", "show", evidence / "audit", "--from", "99").out == ""
+    beyond = say("audit", "show", evidence / "audit", "--from", "99")
+    assert beyond == Said(0, "", "no record: the log holds 5, and --from 99 is beyond its end\n")
+
+
+@pytest.mark.parametrize("option", ["--last", "--limit"])
+def test_the_newest_records_are_shown_first_of_all(say: Say, evidence: Path, option: str) -> None:
+    said = say("audit", "show", evidence / "audit", "--json", option, "2")
+    assert [json.loads(line)["index"] for line in said.out.splitlines()] == [3, 4]
+    assert said.err == "2 of 5 records, the newest; --from 0 begins with the oldest\n"
+    refused(say("audit", "show", evidence / "audit", "--last", "2", "--from", "1"), "either --from or --last", status=2)
+
+
+def test_records_are_shown_under_a_damaged_head(say: Say, evidence: Path) -> None:
+    (evidence / "audit/checkpoint").write_bytes(b"junk")
+    assert say("audit", "show", evidence / "audit", "--json").out.count("\n") == 5
 
 
 def test_records_are_forwarded_from_a_cursor(evidence: Path) -> None:
@@ -562,23 +578,20 @@ def test_the_runtime_is_shown(say: Say) -> None:
 
 def test_a_configuration_is_checked(say: Say, tmp_path: Path) -> None:
     config = tmp_path / "server.yaml"
-    config.write_text("models: [ecg.sealed]\npublishers: [vendor.pub]\n")
-    assert say("serve", "--check", "--config", config) == Said(0, "", f"{config}: is a valid configuration\n")
-
-    config.write_text("models: [ecg.sealed]\npublishers: [vendor.pub]\nlisten: {host: 0.0.0.0}\n")
+    config.write_text("models: [ecg.sealed]\nlisten: {host: 0.0.0.0}\n")
     refused(say("serve", "--check", "--config", config), "tls is needed")
 
 
 @pytest.mark.parametrize("inline", [(), ("--inline",)])
 def test_a_daemon_without_its_keys_does_not_start(tmp_path: Path, inline: tuple[str, ...]) -> None:
-    (tmp_path / "server.yaml").write_text("models: [ecg.sealed]\npublishers: [vendor.pub]\nlisten: {port: 0}\n")
+    (tmp_path / "server.yaml").write_text("models: [ecg.sealed]\nlisten: {port: 0}\n")
 
-    refused(spawn("serve", *inline, "--config", tmp_path / "server.yaml"), "identity.key")
+    refused(spawn("serve", *inline, "--config", tmp_path / "server.yaml"), ".key: cannot be read")
 
 
 def test_inline_is_for_loopback_alone(tmp_path: Path) -> None:
     (tmp_path / "server.yaml").write_text(
-        "models: [ecg.sealed]\npublishers: [vendor.pub]\nlisten: {host: 0.0.0.0}\ntls: {certificate: a, key: b}\n"
+        "models: [ecg.sealed]\nlisten: {host: 0.0.0.0}\ntls: {certificate: a, key: b}\n"
     )
 
     refused(spawn("serve", "--inline", "--config", tmp_path / "server.yaml"), "0.0.0.0 is not loopback")

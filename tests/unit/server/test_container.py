@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import struct
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +23,7 @@ from pericard.errors import (
     UntrustedPublisher,
 )
 from pericard.keys import Identity, Publisher, PublisherKey
-from pericard.sealed import SealedModel, Term, VerifiedModel, layout
+from pericard.sealed import SealedModel, Term, VerifiedModel, chunks, layout
 from pericard.sealed import grant as grants
 
 PLAIN = hashlib.shake_128(b"plain").digest((1 << 20) + 1000)
@@ -59,14 +61,63 @@ def test_the_hospital_and_the_archive_read_what_was_sealed(
         assert decrypted(model, identity) == decrypted(model, archive) == PLAIN
 
 
-def test_progress_is_told_after_every_chunk(path: Path, publisher_key: PublisherKey, identity: Identity) -> None:
+def test_progress_is_told_up_to_the_end(path: Path, publisher_key: PublisherKey, identity: Identity) -> None:
     model = verify(path, publisher_key)
     (grant,) = model.grants_for(identity.recipient.id)
     told: list[tuple[int, int]] = []
     target = memoryview(bytearray(len(PLAIN)))
     model.decrypt_into(model.unwrap(grant, identity), target, progress=lambda done, size: told.append((done, size)))
 
-    assert told == [(1 << 20, len(PLAIN)), (len(PLAIN), len(PLAIN))]
+    assert told[-1] == (len(PLAIN), len(PLAIN))
+    assert told == sorted(told)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 7])
+def test_any_number_of_workers_gives_the_same_bytes(
+    workers: int, seal_bytes: SealBytes, publisher_key: PublisherKey, identity: Identity
+) -> None:
+    plain = random.Random(workers).randbytes(5 * (1 << 20) + 1)
+    model = verify(seal_bytes(plain), publisher_key)
+    target = bytearray(len(plain))
+    grant = model.grants_for(identity.recipient.id)[0]
+    model.decrypt_into(model.unwrap(grant, identity), memoryview(target), workers=workers)
+
+    assert target == plain
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_of_several_damaged_chunks_the_first_is_named_and_the_buffer_is_zeroed(
+    workers: int, seal_bytes: SealBytes, publisher_key: PublisherKey, identity: Identity, tmp_path: Path
+) -> None:
+    plain = bytes(range(256)) * 4096 * 6
+    data = bytearray(seal_bytes(plain).read_bytes())
+    for chunk in (2, 3, 5):
+        data[len(data) - (6 - chunk) * ((1 << 20) + 16)] ^= 1
+    (tmp_path / "damaged.sealed").write_bytes(data)
+    model = verify(tmp_path / "damaged.sealed", publisher_key)
+    target = bytearray(b"x" * len(plain))
+    cipher = model.unwrap(model.grants_for(identity.recipient.id)[0], identity)
+
+    with pytest.raises(CorruptPayload, match="chunk 2 "):
+        model.decrypt_into(cipher, memoryview(target), workers=workers)
+    assert not any(target)
+
+
+def test_an_interrupt_stops_every_worker_and_zeroes_the_buffer(
+    seal_bytes: SealBytes, publisher_key: PublisherKey, identity: Identity
+) -> None:
+    plain = bytes(1 << 20) * 8
+    model = verify(seal_bytes(plain), publisher_key)
+    target = bytearray(b"x" * len(plain))
+    cipher = model.unwrap(model.grants_for(identity.recipient.id)[0], identity)
+
+    def interrupted(done: int, size: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        model.decrypt_into(cipher, memoryview(target), progress=interrupted)
+    assert not any(target)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decrypt")]
 
 
 def test_two_seals_of_one_model_share_no_key_and_no_ciphertext(
@@ -89,7 +140,8 @@ def test_without_a_grant_the_refusal_says_what_to_do(
     with pytest.raises(NoGrant, match=r"model.sealed: holds no grant for identity [0-9a-f]{16}$") as caught:
         verify(path, publisher_key).grants_for(stranger.recipient.id)
 
-    assert caught.value.hint == "send identity.pub to the vendor and ask for a grant"
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith("send the public half of identity ")
 
 
 def test_another_identity_does_not_open_a_grant(path: Path, publisher_key: PublisherKey, stranger: Identity) -> None:
@@ -345,3 +397,28 @@ def test_many_recipients_fit(seal_bytes: SealBytes, publisher_key: PublisherKey,
 
     assert len(model.grants) == 22
     assert len(model.grants_for(terms[1].recipient.id)) == 21
+
+
+def test_a_second_interrupt_does_not_let_a_worker_write_after_the_wipe(
+    seal_bytes: SealBytes, publisher_key: PublisherKey, identity: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = b"p" * (1 << 20) * 6
+    model = verify(seal_bytes(plain), publisher_key)
+    cipher = model.unwrap(model.grants_for(identity.recipient.id)[0], identity)
+    target = bytearray(len(plain))
+    waits = 0
+
+    def impatient(workers: list[object], timeout: float | None = None) -> object:
+        nonlocal waits
+        waits += 1
+        if waits <= 3:
+            raise KeyboardInterrupt
+        return waited(workers, timeout=timeout)
+
+    waited = chunks.wait
+    monkeypatch.setattr(chunks, "wait", impatient)
+    with pytest.raises(KeyboardInterrupt):
+        model.decrypt_into(cipher, memoryview(target), workers=2)
+
+    assert waits >= 4
+    assert not any(target)

@@ -17,18 +17,18 @@ from pericard.engine.values import EngineValues
 from pericard.errors import ConfigError
 from pericard.keys import Identity
 from pericard.settings import Listen, Settings, Tls
-from pericard.unlock import source_for
+from pericard.unlock import UnlockValues, unlock
 
 
 def made(**changes: Any) -> Settings:
-    return Settings(models=("/m/ecg.sealed",), publishers=("/p/vendor.pub",), **changes)
+    return Settings(models=("/m/ecg.sealed",), publishers="/p/publishers.json", **changes)
 
 
 def test_the_engine_hears_of_no_network() -> None:
     found = values.engine_values(made(engine=settings.EngineSettings(threads=4, queue=7, memory_budget=10)))
 
     assert isinstance(found, EngineValues)
-    assert (found.models, found.publishers) == (("/m/ecg.sealed",), ("/p/vendor.pub",))
+    assert (found.models, found.publishers) == (("/m/ecg.sealed",), "/p/publishers.json")
     assert (found.threads, found.queue, found.memory_budget, found.version) == (4, 7, 10, __version__)
     text = msgspec.json.encode(found)
     for word in (b"127.0.0.1", b"8443", b"tokens.json", b"log.key", b"identity"):
@@ -102,9 +102,10 @@ def test_an_address_that_is_not_ours_is_an_error_and_not_a_crash(host: str) -> N
 def test_the_identity_comes_from_a_file_or_from_nowhere(tmp_path: Path) -> None:
     Identity.generate(tmp_path / "identity.key")
 
-    assert len(source_for("file", tmp_path / "identity.key").seed()) == 32
+    values = UnlockValues(path=str(tmp_path / "identity.key"))
+    assert [len(seed) for seed in unlock(values)] == [32]
     with pytest.raises(ConfigError, match="magic"):
-        source_for("magic", tmp_path / "identity.key")
+        unlock(msgspec.structs.replace(values, kind="magic"))
 
 
 def test_a_restart_takes_its_port_again_at_once() -> None:

@@ -34,6 +34,7 @@ from pericard.errors import (
 from pericard.keys import Identity
 from pericard.pipe import EngineLink
 from pericard.runtime.loader import LoadedModel
+from pericard.sealed.manifest import MAX_SEQUENCE
 from pericard.trust import Licence, TrustState
 
 
@@ -70,21 +71,39 @@ def test_from_start_to_stop_everything_is_recorded(
 ) -> None:
     path = place.seal()
     with place.engine(path) as engine:
-        assert engine.serving == "ecg-anomaly 1.0.0"
+        assert engine.serving.startswith("ecg-anomaly 1.0.0 (licensed until 2")
         link = attach(loop, links, engine)
         frame = loop.run(link.infer(question(), row(GOOD)))
     with place.engine(path):
         pass
 
     found = log(place)
-    events = ["start", "model-loaded", "predict", "stop", "start", "model-loaded", "stop"]
+    events = ["start", "model-loaded", "trust-state", "predict", "stop", "start", "model-loaded", "trust-state", "stop"]
+    while len(found) < len(events):  # the two starts fell into one second: there was no time to learn
+        events.pop(7)
     assert [record["event"] for record in found] == events
-    start, loaded, predict = found[:3]
+    start, loaded, learnt, predict = found[:4]
     assert (start["version"], start["recovered_bytes"], len(start["trust_state"])) == ("test", 0, 64)
     assert loaded["model"] == predict["model"] == frame.meta["model"]
     assert (loaded["device"], type(loaded["weights_locked"])) == ("cpu", bool)
-    assert found[4]["trust_state"] != start["trust_state"]  # the first start learnt the time
-    assert verify(place.folder / "audit", verifier=place.log_key.verifier).size == 7
+    assert loaded["recipient"] == place.identity.recipient.id
+    assert (learnt["previous"], learnt["change"].keys()) == (start["trust_state"], {"latest_time"})
+    assert found[5]["trust_state"] == learnt["trust_state"] != start["trust_state"]  # the first start learnt the time
+    assert verify(place.folder / "audit", verifier=place.log_key.verifier).size == len(found)
+
+
+def test_a_model_of_the_highest_sequence_is_loaded_and_recorded(place: serving.Site) -> None:
+    """The largest number that an audit record holds; it withdraws all versions below it."""
+    path = place.seal(sequence=MAX_SEQUENCE, floor=MAX_SEQUENCE)
+    for _ in range(2):
+        with place.engine(path):
+            pass
+
+    found = log(place)
+    loaded = [record for record in found if record["event"] == "model-loaded"]
+    assert [record["model"]["sequence"] for record in loaded] == [2**53 - 1] * 2
+    assert TrustState(place.folder / "trust.json").current.floor(place.vendor.publisher.id, "ecg-anomaly") == 2**53 - 1
+    assert verify(place.folder / "audit", verifier=place.log_key.verifier).size == len(found)
 
 
 def test_no_question_is_answered_before_start(place: serving.Site, loop: serving.Loop, links: list[EngineLink]) -> None:
@@ -93,7 +112,7 @@ def test_no_question_is_answered_before_start(place: serving.Site, loop: serving
         with pytest.raises(TimeoutError):
             loop.run(link.infer(question(), row(GOOD)), timeout=0.2)
 
-    assert [record["event"] for record in log(place)] == ["start", "model-loaded"]
+    assert [record["event"] for record in log(place)] == ["start", "model-loaded", "trust-state"]
 
 
 def refusals(place: serving.Site) -> dict[str, tuple[Path, type[PericardError], dict[str, Any]]]:
@@ -131,7 +150,7 @@ def test_one_refused_model_refuses_the_start_and_is_recorded(place: serving.Site
     assert str(place.folder) not in str(found)  # names, not paths
     # nothing is held any more: the log can be opened again, and a start with the good model alone works
     with place.engine(good) as engine:
-        assert engine.serving == "ecg-anomaly 1.0.0"
+        assert engine.serving.startswith("ecg-anomaly 1.0.0 (licensed until 2")
 
 
 def test_another_sites_identity_opens_nothing(place: serving.Site, tmp_path: Path) -> None:
@@ -153,7 +172,7 @@ def test_two_files_of_one_name_are_refused_and_both_are_zeroed(
 
     def seen(model: LoadedModel) -> None:
         real(model)
-        views.append(model._memory.view)
+        views.append(model._plaintext._memory.view)  # type: ignore[attr-defined]  # on the host, here
 
     monkeypatch.setattr(LoadedModel, "check_known_answers", seen)
     with pytest.raises(UnsupportedModel, match="two sealed files"), place.engine(first, second):
@@ -202,7 +221,7 @@ def test_a_version_that_fails_its_known_answers_teaches_no_floor(
             pytest.fail("served a model that computes other answers")
 
     with place.engine(place.seal(version="1.0.0", sequence=1)) as engine:
-        assert engine.serving == "ecg-anomaly 1.0.0"
+        assert engine.serving.startswith("ecg-anomaly 1.0.0 (licensed until 2")
 
 
 def test_one_log_has_one_engine(place: serving.Site) -> None:
@@ -321,22 +340,88 @@ def test_a_tick_tells_every_edge_of_the_licence(
         assert -0.01 < days < 0
 
 
-def test_a_tick_remembers_the_time_now_and_then(place: serving.Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def wait_for(what: Any) -> None:
+    end = time.monotonic() + 5
+    while not what() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert what()
+
+
+def set_back(place: serving.Site, engine: Engine, seconds: int) -> int:
+    """Put the recorded time back, through the journal, as if the engine had run so long."""
+    state = engine._journal.state
+    earlier = state.latest_time - seconds
+    engine._journal.change(dataclasses.replace(state.current, latest_time=earlier), "for-this-test")
+    return earlier
+
+
+def test_a_tick_remembers_the_time_once_a_day(place: serving.Site) -> None:
+    with place.engine(place.seal(), started=False) as engine:
+        earlier = set_back(place, engine, serving.DAY // 2)
+        engine.tick()
+        engine._between()
+        assert engine._journal.state.latest_time == earlier  # not at every tick
+        engine._time_raised -= serving.DAY
+        engine.tick()
+        assert engine._journal.state.latest_time == earlier  # not on this thread, which may not write the log
+        engine._between()
+        assert abs(engine._journal.state.latest_time - time.time()) < 60
+        again = engine._journal.state.latest_time
+        engine.tick()
+        engine._between()
+        assert engine._journal.state.latest_time == again
+
+    assert TrustState(place.folder / "trust.json").latest_time == again
+
+
+def test_the_engines_thread_does_what_a_tick_asked_for(place: serving.Site) -> None:
+    with place.engine(place.seal()) as engine:
+        engine._time_raised -= serving.DAY
+        raised = engine._time_raised
+        engine.tick()
+        wait_for(lambda: engine._time_raised > raised)
+    assert verify(place.folder / "audit", verifier=place.log_key.verifier)
+
+
+def test_a_time_that_cannot_be_recorded_is_tried_at_the_next_tick(
+    place: serving.Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with place.engine(place.seal()) as engine:
-        state, started = engine._policy.state, engine._policy.state.latest_time
+    with place.engine(place.seal(), started=False) as engine:
+        earlier = set_back(place, engine, serving.DAY // 2)
+        engine._time_raised -= serving.DAY
+        for place_that_fails in ("pericard.durable.os.fsync", "pericard.audit.log.os.fdatasync"):
+            with monkeypatch.context() as patch:
+                patch.setattr(place_that_fails, full)
+                engine.tick()
+                engine._between()
+            assert engine._journal.state.latest_time == earlier
+            assert "licence time was not recorded" in caplog.text
+            caplog.clear()
+        engine._log.reopen()
         engine.tick()
-        assert state.latest_time == started  # not at every tick
-        state.latest_time -= serving.DAY // 2
-        with monkeypatch.context() as patch:
-            patch.setattr("pericard.trust.state.os.fsync", full)
-            engine.tick()
-        assert state.latest_time == started - serving.DAY // 2
-        engine.tick()
+        engine._between()
+        assert engine._journal.state.latest_time > earlier
 
-    assert TrustState(place.folder / "trust.json").latest_time >= started
+    with place.engine(place.folder / "ecg-anomaly.sealed"):  # and log and state agree
+        pass
+
+
+def test_a_clock_that_nobody_vouches_for_teaches_no_time(place: serving.Site) -> None:
+    path = place.seal()
+    with place.engine(path, started=False, synchronised=False) as engine:
+        engine.tick()
+        engine._between()
+        assert engine._time_due.is_set() is False
+        assert engine._journal.state.latest_time == 0
+
+    assert not (place.folder / "trust.json").exists()
+    assert [record["event"] for record in log(place)] == ["start", "model-loaded"]
+    with place.engine(path):
+        pass
+    assert TrustState(place.folder / "trust.json").latest_time > 0
 
 
 def test_stopping_answers_what_waits(
@@ -376,7 +461,7 @@ def test_stopping_with_a_broken_log_ends_all_the_same(
         link.event({"event": "refused", "code": "unauthenticated", "address": "192.0.2.1"})
 
     monkeypatch.undo()
-    assert [record["event"] for record in log(place)] == ["start", "model-loaded"]
+    assert [record["event"] for record in log(place)] == ["start", "model-loaded", "trust-state"]
 
 
 def test_a_thread_that_dies_is_told_to_who_watches(

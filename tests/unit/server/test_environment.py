@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import platform
 from pathlib import Path
 
 import pytest
 
 from pericard import environment
+from pericard.errors import EnvironmentDrift
 
 
 def install(folder: Path, name: str, version: str, record: str = "") -> None:
@@ -59,3 +62,44 @@ def test_the_remains_of_an_interrupted_installation_are_described(
     monkeypatch.syspath_prepend(tmp_path)
 
     assert ("unknown", "unknown") in [(name, version) for name, version, _ in environment.describe().distributions]
+
+
+def recorded(folder: Path, name: str, **files: bytes) -> None:
+    """Install a distribution whose RECORD holds the right hash of each file."""
+    lines = [f"{name}-1.0.dist-info/RECORD,,", f"{name}/compiled.pyc,,"]
+    (folder / name).mkdir(parents=True)
+    for file, data in files.items():
+        (folder / name / file).write_bytes(data)
+        digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+        lines.append(f"{name}/{file},sha256={digest},{len(data)}")
+    install(folder, name, "1.0", "\n".join(lines) + "\n")
+
+
+def test_every_installed_file_is_held_against_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded(tmp_path, "sound", one=b"1" * 5000, two=b"")
+    monkeypatch.setattr("sys.path", [str(tmp_path)])
+
+    assert environment.verify() == 2
+
+
+def test_the_runtime_of_these_tests_is_sound() -> None:
+    assert environment.verify() > 1000
+
+
+@pytest.mark.parametrize("harm", ["altered", "emptied", "removed", "unknown algorithm"])
+def test_a_file_that_is_not_what_was_installed_is_named(
+    harm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded(tmp_path, "sound", one=b"1" * 5000, two=b"2", three=b"3")
+    victim = tmp_path / "sound" / "two"
+    if harm == "removed":
+        victim.unlink()
+    elif harm == "unknown algorithm":
+        record = tmp_path / "sound-1.0.dist-info" / "RECORD"
+        record.write_text(record.read_text().replace("two,sha256", "two,crc32"))
+    else:
+        victim.write_bytes(b"" if harm == "emptied" else b"x")
+    monkeypatch.setattr("sys.path", [str(tmp_path)])
+
+    with pytest.raises(EnvironmentDrift, match=r"1 of 3 installed files .*sound/two"):
+        environment.verify()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pericard.errors import BackendFailed, ForbiddenGraph, UnsupportedModel
-from pericard.runtime import export
+from pericard.runtime import pt2
 from pericard.runtime.exported import ExportedBackend, pick_device, set_threads, view_tensor
 from pericard.sealed import Tensor
 from pericard.tensors import DTYPES
@@ -19,7 +19,7 @@ from pericard.tensors import DTYPES
 
 @pytest.fixture(scope="module")
 def weights(tiny_pt2: Path) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach() for name, tensor in export._read(tiny_pt2).state_dict.items()}
+    return {name: tensor.detach() for name, tensor in pt2.read(tiny_pt2).state_dict.items()}
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_empty_and_zero_dimensional_tensors_are_tensors() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_it_answers_what_the_vendors_program_answers(count: int, backend: ExportedBackend, tiny_pt2: Path) -> None:
-    original = export._read(tiny_pt2).module()
+    original = pt2.read(tiny_pt2).module()
     with torch.inference_mode():
         wanted = [value.numpy() for value in original(torch.from_numpy(strips(count)))]
     found = backend.infer((strips(count),))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +14,8 @@ import pytest
 from pericard import canonical
 from pericard.errors import BadGrant, BadSignature
 from pericard.keys import Identity, PublisherKey, Signature
+from pericard.sealed import SealedModel, layout
 from pericard.sealed import grant as grants
-from pericard.sealed import layout
 
 MANIFEST = "cd" * 32
 FILE_KEY = bytearray(range(32))
@@ -147,3 +150,21 @@ def test_a_grant_with_dates_out_of_order_is_not_made(
             FILE_KEY, identity.recipient, publisher_key,
             manifest=MANIFEST, not_before=before, not_after=after, grace_days=grace,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_an_embedded_grant_that_fails_is_named_by_file_and_number(
+    number: int, seal_bytes: Callable[..., Path], publisher_key: PublisherKey, foreign_key: PublisherKey
+) -> None:
+    path = seal_bytes(b"plain")
+    source = SealedModel(path)
+    good = source.packed_grants[0]
+    body = good[0].replace(hashlib.sha256(source.manifest_bytes).hexdigest().encode(), b"0" * 64)
+
+    for bad, kind in (
+        ((good[0], foreign_key.sign(layout.GRANT_DOMAIN, good[0])), BadSignature),
+        ((body, publisher_key.sign(layout.GRANT_DOMAIN, body)), BadGrant),
+    ):
+        source.packed_grants = (*(good,) * number, bad, good)
+        with pytest.raises(kind, match=rf"^{path.name}: grant {number}: "):
+            source.verify([publisher_key.publisher])

@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -299,3 +300,76 @@ def test_a_secret_is_moved_not_copied() -> None:
 def test_nothing_is_still_something_to_map() -> None:
     with PrivateMemory(0) as memory:
         assert len(memory.view) == 0
+
+
+def test_secret_memory_gives_root_nothing_or_is_refused_with_the_reason() -> None:
+    read = said(
+        """
+import os
+from pericard.errors import HardeningError
+from pericard.hardening import PrivateMemory
+try:
+    memory = PrivateMemory(8192, secret=True)
+except HardeningError as error:
+    print("refused", error.message)
+else:
+    memory.view[:] = b"x" * 8192
+    with open("/proc/self/mem", "rb", 0) as all:
+        all.seek(memory._address)
+        try:
+            print("read", all.read(16))
+        except OSError as error:
+            print(error.errno, memory.locked, bytes(memory.view[:2]))
+"""
+    )
+
+    assert read == "5 True b'xx'" or read.startswith("refused secret memory: 8192 bytes cannot be had: ")
+
+
+def test_secret_memory_beyond_the_limit_says_which_limit() -> None:
+    told = said(
+        f"""
+import os, resource
+from pericard.errors import HardeningError
+from pericard.hardening import PrivateMemory
+resource.setrlimit(resource.RLIMIT_MEMLOCK, (65536, 65536))
+if os.getuid() == 0:
+    os.setgid({NOBODY}), os.setuid({NOBODY})
+try:
+    PrivateMemory(1 << 20, secret=True)
+except HardeningError as error:
+    print(error.hint)
+"""
+    )
+
+    assert "RLIMIT_MEMLOCK" in told or "memfd_secret" in told
+
+
+@pytest.mark.parametrize("user", ["as we are", "nobody"])
+def test_without_a_network_even_loopback_is_gone_and_files_stay_ours(user: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o777)
+        made = Path(folder) / "made"
+        command = [sys.executable, "-c", WITHOUT_NETWORK, str(made)]
+        if user == "nobody":
+            if os.getuid() != 0:
+                pytest.skip("needs root to become nobody")
+            command = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", *command]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        owner = made.stat().st_uid
+
+    dropped, reason = done.stdout.split(maxsplit=1)
+    assert (dropped, reason.strip()) in {("True", "Network is unreachable"), ("False", "Connection refused")}
+    assert owner == (NOBODY if user == "nobody" else os.getuid())
+
+
+WITHOUT_NETWORK = """
+import socket, sys
+from pericard import hardening
+dropped = hardening.drop_network()
+open(sys.argv[1], "w").close()
+try:
+    socket.create_connection(("127.0.0.1", 1), 1)
+except OSError as error:
+    print(dropped, error.strerror)
+"""

@@ -17,7 +17,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import mlkem, x25519
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from pericard.errors import BadGrant, BadSignature, ConfigError, KeyFileExposed, KeyFileInvalid
+from pericard.errors import BadGrant, BadSignature, KeyFileExposed, KeyFileInvalid
 from pericard.keys import (
     Identity,
     LogKey,
@@ -29,7 +29,6 @@ from pericard.keys import (
     take,
     wipe,
 )
-from pericard.unlock import PlainFile, source_for
 
 PRIVATE: dict[str, tuple[Any, str, int]] = {
     "identity": (Identity, "pericard-identity-v1", 32),
@@ -194,6 +193,27 @@ def test_the_halves_and_kinds_are_told_apart(tmp_path: Path) -> None:
         Publisher.read(tmp_path / "identity.pub")
     with pytest.raises(KeyFileInvalid, match="is a 'pericard-identity-v1' file"):
         Recipient.read(tmp_path / "identity.key")
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o644])
+def test_a_public_half_is_no_leaked_private_one(mode: int, tmp_path: Path) -> None:
+    for name, made in (("identity", Identity.generate), ("vendor", PublisherKey.generate), ("log", LogKey.generate)):
+        key = made(tmp_path / f"{name}.key")
+        half = getattr(key, {"identity": "recipient", "vendor": "publisher", "log": "verifier"}[name])
+        half.write(tmp_path / f"{name}.pub")
+        (tmp_path / f"{name}.pub").chmod(mode)
+        with pytest.raises(KeyFileInvalid, match=rf"{name}\.pub: is the public half; the private one is") as caught:
+            type(key).read(tmp_path / f"{name}.pub")
+        assert str(caught.value.hint).endswith(f"{name}.key")
+
+
+def test_a_private_key_beside_a_public_one_is_exposed_all_the_same(tmp_path: Path) -> None:
+    Identity.generate(tmp_path / "identity.key").recipient.write(tmp_path / "identity.pub")
+    both = (tmp_path / "identity.pub").read_bytes() + (tmp_path / "identity.key").read_bytes()
+    (tmp_path / "both").write_bytes(both)
+    (tmp_path / "both").chmod(0o644)
+    with pytest.raises(KeyFileExposed):
+        Identity.read(tmp_path / "both")
 
 
 def test_what_is_not_a_file_is_refused_and_never_waited_for(tmp_path: Path) -> None:
@@ -399,16 +419,3 @@ def test_the_interpreters_own_short_bytes_are_left_alone() -> None:
     assert take(b"") == b""
     assert take(bytes([7])) == b"\x07"
     assert bytes([7]) == b"\x07"
-
-
-# --- unlock
-
-
-def test_the_plain_file_is_the_source_so_far(tmp_path: Path) -> None:
-    made = Identity.generate(tmp_path / "key")
-    source = source_for("file", tmp_path / "key")
-
-    assert source == PlainFile(tmp_path / "key")
-    assert Identity(source.seed()).recipient.id == made.recipient.id
-    with pytest.raises(ConfigError, match="'tpm' is not a key source"):
-        source_for("tpm", tmp_path / "key")

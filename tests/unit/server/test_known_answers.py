@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pericard.errors import KnownAnswerMismatch
+from pericard.errors import BackendFailed, KnownAnswerMismatch
 from pericard.runtime import known_answers
 from pericard.sealed import Description, Output, Tolerance
 from pericard.tensors import TensorSpec
@@ -49,12 +50,13 @@ def description(tiny_description: Description) -> Description:
     )
 
 
-def test_every_question_is_asked_at_every_bucket_first_and_last(description: Description) -> None:
+def test_every_question_is_asked_at_every_bucket_first_and_last_and_among_others(description: Description) -> None:
     backend = Backend()
-    known_answers.check(backend, QUESTIONS, description)
 
+    assert known_answers.check(backend, QUESTIONS, description) == ((1, 4), None)
     assert backend.asked == [
         [0], [1], [2],
+        [0, 1], [1, 2], [2, 0],
         [0, 1, 2, 0], [1, 2, 0, 1], [2, 0, 1, 2],
     ]  # fmt: skip
 
@@ -87,30 +89,86 @@ def spoil(place: int, count: int | None = None, value: float = 99.0) -> Callable
     return change
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda answers: answers + np.float32(2e-3),
-        lambda answers: answers * np.float32(1.02),
-        lambda answers: answers * np.float32(np.nan),
-        spoil(0),
-        spoil(-1, 4),
-        spoil(0, 4),
-        spoil(0, 1),
-        spoil(-1, 4, float("nan")),
-        spoil(-1, 4, float("inf")),
-        spoil(-1, 4, float("-inf")),
-    ],
-)
-def test_a_difference_anywhere_beyond_it_does_not(change: Callable[[Array], Array], description: Description) -> None:
-    with pytest.raises(KnownAnswerMismatch, match="off by"):
+WRONG_ALONE = [
+    lambda answers: answers + np.float32(2e-3),
+    lambda answers: answers * np.float32(1.02),
+    lambda answers: answers * np.float32(np.nan),
+    spoil(0),
+    spoil(0, 1),
+    spoil(0, 1, float("nan")),
+]
+WRONG_IN_BATCHES = [
+    spoil(-1, 4),
+    spoil(0, 4),
+    spoil(-1, 2),
+    spoil(1, 4),
+    spoil(2, 4),
+    spoil(-1, 4, float("nan")),
+    spoil(-1, 4, float("inf")),
+    spoil(-1, 4, float("-inf")),
+    lambda answers: answers - answers.mean() + answers[0] if len(answers) > 1 else answers,
+]
+
+
+@pytest.mark.parametrize("change", WRONG_ALONE)
+def test_a_model_that_is_wrong_alone_is_refused(change: Callable[[Array], Array], description: Description) -> None:
+    with pytest.raises(KnownAnswerMismatch, match="batch 1: off by"):
         known_answers.check(Backend(change), QUESTIONS, description)
 
 
+@pytest.mark.parametrize("change", WRONG_IN_BATCHES)
+def test_a_model_that_is_wrong_only_in_batches_is_used_one_by_one(
+    change: Callable[[Array], Array], description: Description
+) -> None:
+    buckets, reason = known_answers.check(Backend(change), QUESTIONS, description)
+
+    assert buckets == (1,)
+    assert reason is not None
+    assert re.search(r"it answers one by one, not in batches of [24] \(model tiny: known answer .* off by", reason)
+
+
+@pytest.mark.parametrize("change", [*WRONG_ALONE[:4], *WRONG_IN_BATCHES])
+def test_without_a_bucket_of_one_there_is_nothing_to_fall_back_to(
+    change: Callable[[Array], Array], description: Description
+) -> None:
+    with pytest.raises(KnownAnswerMismatch, match="off by"):
+        known_answers.check(Backend(change), QUESTIONS, replace(description, buckets=(2, 4)))
+
+
+def fails_beyond(count: int) -> Callable[[Array], Array]:
+    def change(answers: Array) -> Array:
+        if len(answers) > count:
+            raise BackendFailed("model: the computation failed (RuntimeError)")
+        return answers
+
+    return change
+
+
+def test_a_model_that_fails_in_batches_is_used_one_by_one(description: Description) -> None:
+    buckets, reason = known_answers.check(Backend(fails_beyond(1)), QUESTIONS, description)
+
+    assert buckets == (1,)
+    assert reason == "it answers one by one, not in batches of 2 (model: the computation failed (RuntimeError))"
+    with pytest.raises(BackendFailed):
+        known_answers.check(Backend(fails_beyond(1)), QUESTIONS, replace(description, buckets=(4,)))
+    with pytest.raises(BackendFailed):
+        known_answers.check(Backend(fails_beyond(0)), QUESTIONS, description)
+
+
+def test_a_model_for_single_items_is_asked_nothing_else(description: Description) -> None:
+    backend = Backend(fails_beyond(1))
+
+    assert known_answers.check(backend, QUESTIONS, known_answers.one_by_one(description)) == ((1,), None)
+    assert backend.asked == [[0], [1], [2]]
+
+
 def test_an_answer_of_another_shape_does_not_pass(description: Description) -> None:
-    for change in (lambda answers: answers[:, None], lambda answers: answers[:1], lambda answers: answers.sum()):
+    for change in (lambda answers: answers[:, None], lambda answers: answers.sum()):
         with pytest.raises(KnownAnswerMismatch, match="has shape"):
             known_answers.check(Backend(change), QUESTIONS, description)
+    buckets, reason = known_answers.check(Backend(lambda answers: answers[:1]), QUESTIONS, description)
+    assert buckets == (1,)
+    assert "output sum has shape (1,) at batch 2" in (reason or "")
 
 
 INF, NAN = float("inf"), float("nan")

@@ -24,7 +24,7 @@ from pericard.errors import (
 )
 from pericard.hardening import PrivateMemory
 from pericard.keys import Identity
-from pericard.runtime import export, loader
+from pericard.runtime import export, loader, plaintext
 from pericard.runtime.loader import LoadedModel
 from pericard.sealed import Artifact, Description, Output, SealedModel, artifact
 from pericard.tensors import TensorSpec
@@ -54,11 +54,11 @@ def memories(monkeypatch: pytest.MonkeyPatch) -> list[PrivateMemory]:
     made: list[PrivateMemory] = []
 
     class Recorded(PrivateMemory):
-        def __init__(self, size: int) -> None:
-            super().__init__(size)
+        def __init__(self, size: int, *, secret: bool = False) -> None:
+            super().__init__(size, secret=secret)
             made.append(self)
 
-    monkeypatch.setattr(loader, "PrivateMemory", Recorded)
+    monkeypatch.setattr(plaintext, "PrivateMemory", Recorded)
     return made
 
 
@@ -217,11 +217,11 @@ SCORE = Output(TensorSpec("score", "float32", (-1,)))
     ("changes", "reason"),
     [
         ({"outputs": (SCORE,)}, "does not fit the description"),
-        ({"inputs": (TensorSpec("ecg", "float32", (-1, 1, 65)),)}, "does not fit the description"),
-        ({"inputs": (TensorSpec("ecg", "float64", (-1, 1, 64)),)}, "does not fit the description"),
+        ({"inputs": (TensorSpec("ecg", "float32", (-1, 1, 65)),)}, "as the description says"),
+        ({"inputs": (TensorSpec("ecg", "float64", (-1, 1, 64)),)}, "as the description says"),
         (
             {"inputs": (TensorSpec("a", "float32", (-1, 1, 64)),) * 1 + (TensorSpec("b", "float32", (-1,)),)},
-            "does not fit the description",
+            "the description names 2",
         ),
         (
             {"outputs": (SCORE, Output(TensorSpec("timeline", "float32", (-1, 16))))},
@@ -229,7 +229,7 @@ SCORE = Output(TensorSpec("score", "float32", (-1,)))
         ),
     ],
 )
-def test_known_answers_that_are_not_the_descriptions_are_refused(
+def test_a_graph_or_known_answers_that_are_not_the_descriptions_are_refused(
     changes: dict[str, Any], reason: str, plain: bytes, load: Load, seal_bytes: Callable[..., Path]
 ) -> None:
     with pytest.raises(UnsupportedModel, match=reason):
@@ -241,10 +241,10 @@ def test_bfloat16_answers_are_refused_with_words(
 ) -> None:
     from pericard.sealed import Source
 
-    ecg = Source("ecg", "answer", "bfloat16", (1, 2), memoryview(bytes(4)))
-    score = Source("score", "answer", "float32", (1,), memoryview(bytes(4)))
+    ecg = Source("ecg", "answer", "float32", (1, 1, 64), memoryview(bytes(256)))
+    score = Source("score", "answer", "bfloat16", (1,), memoryview(bytes(2)))
     _, parts = artifact.pack(tiny_graph, weights(), (((ecg,), (score,)),))
-    path = seal_bytes(b"".join(parts), signal=None, inputs=(TensorSpec("ecg", "bfloat16", (-1, 2)),), outputs=(SCORE,))
+    path = seal_bytes(b"".join(parts), outputs=(Output(TensorSpec("score", "bfloat16", (-1,))),))
 
     with pytest.raises(UnsupportedModel, match="bfloat16 inputs and outputs are not served"):
         load(path)

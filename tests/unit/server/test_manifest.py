@@ -117,6 +117,7 @@ CHANGES: dict[str, Callable[[Fields], object]] = {
     "a long name": lambda f: f["model"].update(name="t" * 65),
     "a version with a space": lambda f: f["model"].update(version="1.0 final"),
     "no sequence": lambda f: f["model"].update(sequence=0),
+    "a sequence beyond what a record holds": lambda f: f["model"].update(sequence=1 << 53),
     "a floor above the sequence": lambda f: f["model"].update(floor=4),
     "an unknown kind": lambda f: f["model"].update(kind="pickled"),
     "half a kind": lambda f: f["model"].update(kind="export"),

@@ -102,7 +102,7 @@ def test_closing_zeroes_the_weights(site: serving.Site, tiny_sealed: Path) -> No
     repository = Repository(runtime="ab" * 32)
     model = site.load(tiny_sealed)
     repository.add(model)
-    weights = model._memory.view
+    weights = model._plaintext._memory.view
     assert any(weights)
 
     repository.close()

@@ -17,7 +17,6 @@ from pericard.errors import BadGrant, NotWritten, PericardError, UnsupportedMode
 from pericard.keys import PublisherKey
 from pericard.sealed import Description, SealedModel, Term, Tolerance, layout
 from pericard.sealed import seal as seal_model
-from pericard.sealed.seal import MAX_TERMS
 from pericard.tensors import TensorSpec
 
 PLAIN = b"plaintext" * 1000
@@ -70,36 +69,50 @@ def test_no_plaintext_stands_in_the_file(write: Write, tmp_path: Path) -> None:
     assert b"plaintext" not in (tmp_path / "it").read_bytes()
 
 
-def test_a_new_file_takes_the_place_of_an_old_one_whole(write: Write, tmp_path: Path) -> None:
-    (tmp_path / "it").write_bytes(b"old")
-    with (tmp_path / "it").open("rb") as old:
-        write()
-        assert old.read() == b"old"  # who had it open still reads the old one
+def test_an_old_file_is_refused_before_anything_is_encrypted(write: Write, tmp_path: Path) -> None:
+    def parts() -> Iterator[bytes]:
+        pytest.fail("the artifact was read")
+        yield b""
 
-    assert (tmp_path / "it").read_bytes()[:8] == layout.MAGIC
+    (tmp_path / "it").write_bytes(b"old")
+    with pytest.raises(NotWritten, match=r"it: exists already$") as caught:
+        write(parts=parts())
+    assert caught.value.hint == "give the new file a name of its own"
+    (tmp_path / "it").unlink()
+    (tmp_path / "it").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(NotWritten, match="exists already"):
+        write(parts=parts())
+
+    assert [path.name for path in tmp_path.iterdir()] == ["it"]
+
+
+def test_a_name_that_is_taken_meanwhile_stays_the_others(write: Write, tmp_path: Path) -> None:
+    def parts() -> Iterator[bytes]:
+        (tmp_path / "it").write_bytes(b"another's")
+        yield PLAIN
+
+    with pytest.raises(NotWritten, match="exists already"):
+        write(parts=parts())
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"it": b"another's"}
 
 
 @pytest.mark.parametrize("size", [0, 100, 5000, 15_000])
-def test_a_full_disk_leaves_the_old_file_and_nothing_else(size: int, write: Write, tmp_path: Path) -> None:
-    (tmp_path / "it").write_bytes(b"old")
+def test_a_full_disk_leaves_nothing(size: int, write: Write, tmp_path: Path) -> None:
     with largest_file(size), pytest.raises(NotWritten, match="it: cannot be written: file too large"):
         write()
 
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"it": b"old"}
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_an_interruption_leaves_the_old_file_and_nothing_else(
-    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interruption_leaves_nothing(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(_: int) -> None:
         raise KeyboardInterrupt
 
-    (tmp_path / "it").write_bytes(b"old")
     monkeypatch.setattr(os, "fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write()
 
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"it": b"old"}
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_source_that_fails_leaves_nothing(write: Write, tmp_path: Path) -> None:
@@ -137,11 +150,10 @@ def test_a_missing_folder_is_an_error_that_names_the_file(
 def test_what_no_site_could_open_is_not_written(
     changes: dict[str, Any], error: type[PericardError], reason: str, write: Write, tmp_path: Path
 ) -> None:
-    (tmp_path / "it").write_bytes(b"old")
     with pytest.raises(error, match=reason):
         write(**changes)
 
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"it": b"old"}
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_bad_dates_are_not_written(write: Write, tmp_path: Path, terms: tuple[Term, ...]) -> None:
@@ -155,8 +167,8 @@ def test_more_grants_than_the_reader_takes_are_not_written(
     write: Write, tmp_path: Path, terms: tuple[Term, ...]
 ) -> None:
     with pytest.raises(BadGrant, match="needs 1 to 4096 recipients, got 4097"):
-        write(terms=[terms[0]] * (MAX_TERMS + 1))
+        write(terms=[terms[0]] * (layout.MAX_EMBEDDED + 1))
 
     longest_grant = 4 + 2500 + 1 + 2 * 35 + 64 + 3309
-    assert MAX_TERMS * longest_grant < layout.MAX_GRANTS
+    assert layout.MAX_EMBEDDED * longest_grant < layout.MAX_GRANTS
     assert list(tmp_path.iterdir()) == []

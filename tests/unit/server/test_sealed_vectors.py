@@ -14,7 +14,7 @@ import pytest
 from pericard.errors import PericardError, leaves
 from pericard.keys import Identity, Publisher
 from pericard.sealed import SealedModel, artifact
-from pericard.trust import Policy, TrustState
+from pericard.trust import Pin, Pins, Policy, TrustState
 
 VECTORS = Path(__file__).parents[2] / "vectors" / "sealed"
 EXAMPLES = json.loads((VECTORS / "examples.json").read_text())
@@ -50,8 +50,10 @@ def outcome(tmp_path: Path) -> Callable[[Path], Headers]:
         publisher = Publisher(bytes.fromhex(EXAMPLES["publisher"]["public"]))
         (tmp_path / "trust.json").unlink(missing_ok=True)
         state = TrustState(tmp_path / "trust.json")
-        state.raise_floor(publisher.id, "vector", int(headers.get("floor", "0")))
-        policy = Policy((publisher,), state, runtime=headers.get("runtime", EXAMPLES["runtime"]))
+        state.commit(state.current.with_floor(publisher.id, "vector", int(headers.get("floor", "0"))))
+        until = int(headers["until"]) if "until" in headers else None
+        pins = Pins([Pin("vendor", publisher, 0, until)])
+        policy = Policy(pins, state, runtime=headers.get("runtime", EXAMPLES["runtime"]))
         identity = Identity(bytes.fromhex(EXAMPLES["identity"]["seed"]))
         now = int(headers["now"])
         try:

@@ -15,7 +15,7 @@ from pericard.errors import ConfigError
 from pericard.settings import Settings
 
 SHOWN = Path(__file__).resolve().parents[3] / "configs/server.yaml"
-LEAST = {"models": ["ecg.sealed"], "publishers": ["vendor.pub"]}
+LEAST = {"models": ["ecg.sealed"]}
 
 
 def load(folder: Path, value: Any = None, **changes: Any) -> Settings:
@@ -42,10 +42,10 @@ def plain(value: Any) -> Any:
 
 def test_the_shown_file_holds_every_setting_with_its_default() -> None:
     shown = yaml.safe_load(SHOWN.read_text(encoding="utf-8"))
-    defaults = plain(Settings(models=(), publishers=()))
+    defaults = plain(Settings(models=()))
 
     assert shown.keys() == defaults.keys()
-    for name in shown.keys() - {"models", "publishers"}:
+    for name in shown.keys() - {"models"}:
         assert shown[name] == defaults[name], name
 
 
@@ -70,7 +70,7 @@ def test_the_tls_keys_stand_in_the_comment() -> None:
 # --- what is taken ----------------------------------------------------------------------------------------------------
 
 
-def test_two_keys_are_enough(tmp_path: Path) -> None:
+def test_one_key_is_enough(tmp_path: Path) -> None:
     found = load(tmp_path)
 
     assert found.listen.host == "127.0.0.1"
@@ -91,7 +91,7 @@ def test_relative_paths_begin_at_the_file(tmp_path: Path, monkeypatch: pytest.Mo
     found = settings.load(Path("etc/server.yaml"))
 
     assert found.models == (f"{folder}/ecg.sealed",)
-    assert found.publishers == (f"{folder}/vendor.pub",)
+    assert found.publishers == f"{folder}/publishers.json"
     assert found.tls == settings.Tls(f"{folder}/a/tls.crt", "/etc/tls.key")
     assert (found.tokens, found.trust_state) == (f"{folder}/tokens.json", f"{folder}/trust.json")
     assert found.identity.path == f"{folder}/identity.key"
@@ -133,6 +133,7 @@ def test_an_unknown_key_is_named(tmp_path: Path, changes: dict[str, Any]) -> Non
         {"models": [7]},
         {"models": None},
         {"publishers": {}},
+        {"publishers": ["vendor.pub"]},
         {"listen": []},
         {"listen": {"port": "8443"}},
         {"listen": {"port": -1}},
@@ -171,9 +172,9 @@ def test_a_wrong_type_or_value_is_refused(tmp_path: Path, changes: dict[str, Any
 
 @pytest.mark.parametrize(
     "text",
-    ["", "null", "[]", "x", "models: [", "models: [a]\npublishers: [b]\nmodels: [c]\n", "\x00",
+    ["", "null", "[]", "x", "models: [", "models: [a]\nmodels: [c]\n", "\x00",
      "!!python/object:os.system {}",
-     "models: &a [*a]\npublishers: [b]", "? [a]\n: b"],
+     "models: &a [*a]", "? [a]\n: b"],
     ids=repr,
 )  # fmt: skip
 def test_what_is_no_configuration_is_refused(tmp_path: Path, text: str) -> None:
@@ -182,7 +183,7 @@ def test_what_is_no_configuration_is_refused(tmp_path: Path, text: str) -> None:
 
 @pytest.mark.parametrize("place", ["listen: {port: 1, port: 2}", "limits:\n  items: 1\n  items: 2"])
 def test_a_key_that_stands_twice_is_refused(tmp_path: Path, place: str) -> None:
-    error = refused(tmp_path, f"models: [a]\npublishers: [b]\n{place}\n")
+    error = refused(tmp_path, f"models: [a]\n{place}\n")
 
     assert "twice" in error.message
 
@@ -194,9 +195,8 @@ def test_what_is_not_utf8_or_not_a_file_is_refused(tmp_path: Path) -> None:
             settings.load(path)
 
 
-@pytest.mark.parametrize("name", ["models", "publishers"])
-def test_without_a_model_or_a_publisher_there_is_nothing_to_serve(tmp_path: Path, name: str) -> None:
-    assert "at least one" in refused(tmp_path, **{name: []}).message
+def test_without_a_model_there_is_nothing_to_serve(tmp_path: Path) -> None:
+    assert "at least one" in refused(tmp_path, models=[]).message
 
 
 HOSTS = [

@@ -65,12 +65,12 @@ def assemble(manifest: bytes, signatures: bytes, section: bytes, payload: bytes)
     return head.ljust(lengths.payload_offset, b"\0") + payload
 
 
-def plaintext() -> bytes:
+def plaintext(*, weights: bool = True) -> bytes:
     """An artifact: a graph of two bytes, one weight, one known answer."""
     weight = Source("weight", "parameter", "float32", (2,), memoryview(struct.pack("<2f", 1, 2)))
     question = Source("x", "answer", "float32", (1, 2), memoryview(struct.pack("<2f", 3, 4)))
     answer = Source("y", "answer", "float32", (1,), memoryview(struct.pack("<f", 11)))
-    return b"".join(artifact.pack(b"{}", (weight,), (((question,), (answer,)),))[1])
+    return b"".join(artifact.pack(b"{}", (weight,) * weights, (((question,), (answer,)),))[1])
 
 
 PLAIN = plaintext()
@@ -226,6 +226,12 @@ def granted(make: Callable[[bytes], Grant]) -> Parts:
     return replace(found, grants=(make(found.manifest),))
 
 
+def unused_bits() -> Parts:
+    """The same wrapped key in other base64: four bits of it say nothing."""
+    text = canonical.decode(grant_of(whole().manifest)[0], limit=1 << 20)["wrapped_key"]
+    return regranted(wrapped_key=text[:-3] + chr(ord(text[-3]) + 1) + text[-2:])
+
+
 def wrapped_for_another() -> Parts:
     """The archive's grant under our name."""
     return granted(
@@ -257,6 +263,9 @@ vector("good", "success", "Nothing is wrong.", whole, **GOOD)
 vector("good-with-two-grants", "success", "A grant for the archive stands before ours.", two_grants, **GOOD)
 vector("good-with-signatures-in-the-other-order", "success", "ML-DSA-65 first: the order says nothing.",
        lambda: with_signatures(lambda ed, ml: (ml, ed)), **GOOD)
+vector("good-on-its-keys-last-second", "success", "The site's trust in the key ends now.", whole, **GOOD, until=NOW)
+vector("good-of-kind-onnx", "success", "The other kind; its graph is not read here either.",
+       lambda: whole(kind="onnx"), **GOOD)
 vector("good-in-grace", "success", "The last second of the grace days.",
        whole, **(GOOD | {"licence": "grace"}), now=NOW + 44 * DAY)
 
@@ -320,6 +329,14 @@ vector("manifest-without-a-signal", "malformed-sealed-model", "The field must be
 vector("floor-above-the-sequence", "malformed-sealed-model", "It withdraws itself.", lambda: whole(floor=4))
 vector("publisher-of-another-name", "malformed-sealed-model", "The pinned publisher signed another one's name.",
        lambda: resigned(publisher={"id": STRANGER.publisher.id, "name": "Vector vendor"}))
+vector("manifest-of-another-kind", "malformed-sealed-model", "A kind that nobody knows; signed like this.",
+       lambda: rewritten(b'"kind":"exported"', b'"kind":"pickle"'))
+vector("manifest-with-half-a-surrogate-pair", "malformed-sealed-model", "No text holds it; signed like this.",
+       lambda: rewritten(b'"intended_use":"', b'"intended_use":"\\ud800'))
+vector("manifest-with-true-for-a-number", "malformed-sealed-model", "True is not 1; signed like this.",
+       lambda: rewritten(b'"sequence":3', b'"sequence":true'))
+vector("sequence-above-all", "malformed-sealed-model", "A sequence of 2^53; signed like this.",
+       lambda: rewritten(b'"sequence":3', b'"sequence":%d' % (1 << 53)))
 vector("no-encryption", "malformed-sealed-model", "The publisher asks for no cipher.",
        lambda: rewritten(b'"aead":"A256GCM"', b'"aead":"none"'))
 
@@ -341,6 +358,8 @@ vector("grant-with-an-unknown-field", "bad-grant", "Signed, and nobody knows wha
 vector("grant-with-a-short-key", "bad-grant", "The wrapped key lacks a byte; signed.",
        lambda: regranted(wrapped_key="AAAA"))
 
+vector("grant-with-unused-bits", "bad-grant", "The last bits of the base64 are not zero; signed.", unused_bits)
+
 # (6) the end
 vector("payload-cut", "corrupt-payload", "The last byte is missing.", lambda: whole().data()[:-1])
 vector("bytes-after-the-payload", "corrupt-payload", "One byte more.", lambda: whole().data() + b"\0")
@@ -350,6 +369,8 @@ vector("no-grant-for-us", "no-grant", "Only the archive may open it.",
        lambda: granted(lambda manifest: grant_of(manifest, ARCHIVE)))
 vector("before-the-first-second", "licence-not-yet-valid", "One second too early.", whole, now=NOW - DAY - 1)
 vector("after-the-grace-days", "licence-expired", "One second too late.", whole, now=NOW + 44 * DAY + 1)
+vector("publisher-whose-key-ended", "untrusted-publisher", "The site's trust in the key ended a second ago.",
+       whole, until=NOW - 1)
 vector("below-the-floor", "version-withdrawn", "The site has served a version that withdrew sequence 3.",
        whole, floor=4)
 vector("another-runtime", "runtime-not-allowed", "The manifest demands a runtime that is not the site's.",
@@ -372,6 +393,8 @@ vector("last-chunk-not-marked", "corrupt-payload", "Encrypted as if another chun
 # the plaintext
 vector("artifact-without-an-answer", "malformed-sealed-model", "Known answers are not optional.",
        lambda: reindexed(lambda index: index.update(known_answers=[])))
+vector("artifact-with-text-for-a-list", "malformed-sealed-model", "Empty text where the list of tensors should be.",
+       lambda: whole(plaintext(weights=False).replace(b'"tensors":[]', b'"tensors":""')))
 vector("artifact-with-a-part-over-another", "malformed-sealed-model", "The weight lies where the graph lies.",
        lambda: reindexed(lambda index: index["tensors"][0].update(offset=index["graph"]["offset"])))
 vector("artifact-of-another-size-than-its-shape", "malformed-sealed-model", "Three numbers in eight bytes.",

@@ -11,7 +11,7 @@ a second reader, with vectors in ``tests/vectors/audit``.
 from pericard.audit.checkpoint import default_origin, open_head
 from pericard.audit.log import AuditLog, Entry
 from pericard.audit.note import Head
-from pericard.audit.reading import published, records
+from pericard.audit.reading import latest, published, records
 from pericard.audit.receipt import Receipt, open_receipt
 from pericard.audit.record import commit, opening_key
 from pericard.audit.verify import Report
@@ -25,6 +25,7 @@ __all__ = [
     "Report",
     "commit",
     "default_origin",
+    "latest",
     "open_head",
     "open_receipt",
     "opening_key",

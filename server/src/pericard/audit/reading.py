@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pericard.audit import note, record, segment
-from pericard.errors import AuditLogInvalid
+from pericard.errors import AuditLogInvalid, LogTruncated
 
 
 def records(directory: Path, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, dict[str, object]]]:
@@ -40,6 +40,34 @@ def raw_records(directory: Path, start: int = 0, stop: int | None = None) -> Ite
                     return
                 if index >= start:
                     yield index, data
+
+
+def latest(directory: Path, member: str) -> tuple[int, dict[str, object]] | None:
+    """The newest record that carries a member, with its index; None if none does.
+
+    Goes back from the newest segment and holds one segment at a time; checks structure, not signatures.
+
+    Raises:
+        RecordAltered: a frame or a record is damaged.
+        LogTruncated: a segment is missing.
+        AuditLogInvalid: the directory cannot be read as a log.
+    """
+    sought = f'"{member}":'.encode("ascii")  # a record has one encoding; inside a text the quotes would be escaped
+    with reading(directory):
+        following: int | None = None
+        for part in reversed(segment.listing(directory)):
+            end, found = part.first, None
+            for group in segment.Walk([part], part.first):
+                end = group.first + len(group.records)
+                for index, data in enumerate(group.records, group.first):
+                    if sought in data and member in (fields := record.parse(data)):
+                        found = index, fields
+            if following is not None and end != following:
+                raise LogTruncated(f"records {end} to {following - 1}: their segment is missing")
+            if found is not None:
+                return found
+            following = part.first
+    return None
 
 
 def published(directory: Path) -> int:

@@ -1,13 +1,17 @@
-"""``pericard audit verify | show | forward``: evidence, offline."""
+"""``pericard audit verify | show | forward | clock``: evidence, and the time that licences are held against."""
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
+
+from pericard.cli import trust
 
 _DIRECTORY = click.Path(path_type=Path, file_okay=False)
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -45,22 +49,53 @@ def verify(directory: Path, key: Path, heads: tuple[Path, ...], as_json: bool) -
 
 @audit.command()
 @click.argument("directory", type=_DIRECTORY)
-@click.option("--from", "start", default=0, show_default=True, type=click.IntRange(0), help="First index.")
+@click.option("--from", "start", type=click.IntRange(0), help="First index.  [default: the newest records]")
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1), help="Most records.")
+@click.option("--last", type=click.IntRange(1), help="The newest so many records.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
-def show(directory: Path, start: int, limit: int, as_json: bool) -> None:
-    """Show records of the log in DIRECTORY. Reads them; does not verify them."""
+def show(directory: Path, start: int | None, limit: int, last: int | None, as_json: bool) -> None:
+    """Show records of the log in DIRECTORY, the newest unless --from says otherwise. Does not verify them."""
     from pericard.audit import records
 
-    for count, (index, record) in enumerate(records(directory, start)):
-        if count == limit:
-            break
+    if start is not None and last is not None:
+        raise click.UsageError("Give either --from or --last.")
+    size = _size(directory)
+    most = limit if last is None else last
+    first = max(0, size - most) if start is None else start
+    shown = 0
+    for index, record in records(directory, first, min(first + most, size)):
+        shown += 1
         if as_json:
             click.echo(json.dumps(record, sort_keys=True))
         else:
             rest = {key: value for key, value in record.items() if key not in {"index", "time", "event", "v"}}
             words = " ".join(f"{key}={_short(value)}" for key, value in sorted(rest.items()))
             click.echo(f"{index:>8}  {record['time']}  {record['event']:<14} {words}")
+    if start is not None and start >= size:
+        click.echo(f"no record: the log holds {size}, and --from {start} is beyond its end", err=True)
+    elif first + shown < size:
+        following = first + shown
+        click.echo(f"{shown} of {size} records; --from {following} goes on, --last {most} shows the newest", err=True)
+    elif first:
+        click.echo(f"{shown} of {size} records, the newest; --from 0 begins with the oldest", err=True)
+
+
+def _size(directory: Path) -> int:
+    """How many records can be read: those under the published head, and what was written since."""
+    from pericard.audit import published, records
+    from pericard.errors import AuditLogInvalid
+
+    try:
+        size = published(directory)
+    except AuditLogInvalid:  # a damaged head: this verb shows what is there all the same
+        size = 0
+    for start in (max(0, size - 1), 0):  # from 0 where the log is shorter than its head says
+        index = None
+        for index, _ in records(directory, start):  # noqa: B007  (the last one counts)
+            pass
+        if index is not None:
+            return index + 1
+    return 0
 
 
 @audit.command()
@@ -74,8 +109,52 @@ def forward(directory: Path, cursor: Path, follow: bool) -> None:
     send_lines(directory, cursor, sys.stdout.buffer, follow=follow)
 
 
+@audit.command()
+@click.option("--config", type=_FILE, default=trust.CONFIG, show_default=True, help="The server's configuration.")
+@click.option(
+    "--accept", is_flag=True, help="Set the recorded time to the clock, recorded. The server must be stopped."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def clock(config: Path, accept: bool, as_json: bool) -> None:
+    """Show the clock, licence time, and whether the kernel calls its clock synchronised."""
+    from pericard import settings
+    from pericard.trust import TrustState
+    from pericard.trust.clock import synchronised
+
+    found, now = settings.load(config), int(time.time())
+    if accept:
+        with trust.journal(found) as journal:
+            journal.settle()
+            latest = journal.accept_time(now)
+    else:
+        latest = TrustState(Path(found.trust_state)).latest_time
+    shown: dict[str, object] = {
+        "clock": _moment(now),
+        "recorded": _moment(latest) if latest else "nothing yet",
+        "licence_time": _moment(max(now, latest)),
+        "synchronised": synchronised(),
+    }
+    if as_json:
+        click.echo(json.dumps(shown, indent=2))
+        return
+    for name, value in shown.items():
+        click.echo(f"{name:<13} {value if isinstance(value, str) else 'yes' if value else 'no'}")
+
+
+def _moment(moment: int) -> str:
+    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
 def _short(value: object) -> str:
     if isinstance(value, dict):
-        return "/".join(str(value[key])[:16] for key in ("name", "version", "manifest") if key in value)
-    text = "".join(letter if letter.isprintable() else "�" for letter in str(value))
-    return text if len(text) <= 24 else text[:16] + "…"  # noqa: PLR2004  (hashes are cut, words are not)
+        known = "/".join(str(value[key])[:16] for key in ("name", "version", "manifest") if key in value)
+        if known:
+            return known
+        names = {key: "/".join(part[:16] for part in _plain(key).split("/")) for key in value}
+        return "{" + ",".join(f"{names[key]}:{_short(inner)}" for key, inner in sorted(value.items())) + "}"
+    text = _plain(value)
+    return text[:16] + "…" if len(text) > 24 and " " not in text else text  # noqa: PLR2004  (words are not cut)
+
+
+def _plain(value: object) -> str:
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in str(value))

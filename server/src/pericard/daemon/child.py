@@ -1,7 +1,8 @@
 """The entry of a child process: ``python -I -m pericard.daemon.child ROLE PARENT CONTROL VALUES [LISTENER]``.
 
 The last arguments are descriptor numbers. Hardening comes before a value is read, and torch is imported after it.
-Values come through a pipe: a u32 length, JSON, and for the engine the identity's seed and the log key's secret.
+Values come through a pipe: two u32 lengths, JSON, and for the engine the log key's secret and the live identities'
+seeds, the current one first.
 Only the supervisor stops a child: signals that were sent to the whole family must not end the engine before the edge.
 """
 
@@ -24,8 +25,9 @@ from pericard.keys import Identity, LogKey, wipe
 from pericard.keys.identity import SEED_SIZE
 from pericard.keys.log import SECRET_SIZE
 
-_LENGTH = struct.Struct("<I")
+_LENGTHS = struct.Struct("<II")
 _MAX_VALUES = 1 << 20
+_MOST_IDENTITIES = 2
 _TICK_SECONDS = 30.0
 _CONTROL_SIZE = 64
 
@@ -70,19 +72,16 @@ def say(control: socket.socket, message: dict[str, object]) -> None:
 def _engine(control: socket.socket, values_fd: int) -> None:
     from pericard.engine.values import EngineValues  # noqa: PLC0415  (after hardening)
 
-    text, secrets = _read_values(values_fd, SEED_SIZE + SECRET_SIZE)
+    text, secrets = _read_values(values_fd)
     values = msgspec.json.decode(text, type=EngineValues)
-    seed, secret = bytearray(memoryview(secrets)[:SEED_SIZE]), bytearray(memoryview(secrets)[SEED_SIZE:])
-    wipe(secrets)
     try:
-        identity, log_key = Identity(seed), LogKey(secret)
+        log_key, identity, previous = _keys(secrets)
     finally:
-        wipe(seed)
-        wipe(secret)
+        wipe(secrets)
     from pericard.engine.main import Engine  # noqa: PLC0415  (brings torch, after hardening)
 
-    engine = Engine(values, identity, log_key)
-    del identity  # the models are open; nothing here needs it again
+    engine = Engine(values, identity, log_key, previous=previous)
+    del identity, previous  # the models are open; nothing here needs them again
     engine.start(lambda: os._exit(70))
     say(control, {"ready": engine.serving})
     control.settimeout(_TICK_SECONDS)
@@ -105,7 +104,7 @@ def _edge(control: socket.socket, values_fd: int, listener: socket.socket) -> No
     from pericard.edge.main import Edge  # noqa: PLC0415  (after hardening)
     from pericard.edge.values import EdgeValues  # noqa: PLC0415
 
-    text, _ = _read_values(values_fd, 0)
+    text, _ = _read_values(values_fd)
     edge = Edge(msgspec.json.decode(text, type=EdgeValues))
     say(control, {"ready": "edge"})
 
@@ -118,9 +117,24 @@ def _edge(control: socket.socket, values_fd: int, listener: socket.socket) -> No
         runner.run(serve())
 
 
-def _read_values(descriptor: int, secret_size: int) -> tuple[bytes, bytearray]:
-    (length,) = _LENGTH.unpack(_read_exactly(descriptor, _LENGTH.size))
-    if length > _MAX_VALUES:
+def _keys(secrets: bytearray) -> tuple[LogKey, Identity, Identity | None]:
+    count, rest = divmod(len(secrets) - SECRET_SIZE, SEED_SIZE)
+    if rest or not 0 < count <= _MOST_IDENTITIES:
+        raise PipeError("values: hold no keys")
+    parts = memoryview(secrets)
+    seeds = [bytearray(parts[SECRET_SIZE + place * SEED_SIZE :][:SEED_SIZE]) for place in range(count)]
+    secret = bytearray(parts[:SECRET_SIZE])
+    try:
+        identity, *previous = map(Identity, seeds)
+        return LogKey(secret), identity, previous[0] if previous else None
+    finally:
+        for part in (secret, *seeds):
+            wipe(part)
+
+
+def _read_values(descriptor: int) -> tuple[bytes, bytearray]:
+    length, secret_size = _LENGTHS.unpack(_read_exactly(descriptor, _LENGTHS.size))
+    if length > _MAX_VALUES or secret_size > _MAX_VALUES:
         raise PipeError("values: are larger than allowed")
     text = bytes(_read_exactly(descriptor, length))
     secrets = _read_exactly(descriptor, secret_size)

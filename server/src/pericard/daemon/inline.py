@@ -20,7 +20,7 @@ from pericard.engine.main import Engine
 from pericard.errors import ConfigError
 from pericard.keys import Identity, LogKey, wipe
 from pericard.settings import Settings, is_loopback
-from pericard.unlock import source_for
+from pericard.unlock import unlock
 
 
 def run(settings: Settings, *, announce: Callable[[str], None]) -> None:
@@ -34,13 +34,15 @@ def run(settings: Settings, *, announce: Callable[[str], None]) -> None:
             f"listen.host: {settings.listen.host} is not loopback, which --inline needs", hint="leave --inline out"
         )
     hardening.harden()
-    seed = source_for(settings.identity.unlock, Path(settings.identity.path)).seed()
+    seeds = unlock(values.unlock_values(settings))
     try:
-        identity = Identity(seed)
+        identity, *others = map(Identity, seeds)
     finally:
-        wipe(seed)
+        for seed in seeds:
+            wipe(seed)
     listener = values.listen(settings)
-    engine = Engine(values.engine_values(settings), identity, LogKey.read(Path(settings.audit.key)))
+    log_key, previous = LogKey.read(Path(settings.audit.key)), others[0] if others else None
+    engine = Engine(values.engine_values(settings), identity, log_key, previous=previous)
     engine.start(lambda: os._exit(70))
     try:
         edge = Edge(values.edge_values(settings))

@@ -1,6 +1,7 @@
 """The supervisor: starts engine and edge, joins them, starts again what ended, and stops in order.
 
-It reads two secrets once and keeps them locked; it parses no byte that came from the network. A child that is refused
+It holds its secrets in locked memory from the first start to the last; it parses no byte that came from the network,
+and what unlocks an identity from anywhere but a plain file does so in a process of its own. A child that is refused
 at the first start (a tampered model, a taken log) ends the daemon with that child's own error. After that a child that
 ends is started again, with a growing pause, for as long as the daemon runs. Nothing that a child does holds it up or
 ends it: a start takes a bounded time, and a message that is none costs the child its life.
@@ -26,11 +27,10 @@ from types import FrameType
 import msgspec
 
 from pericard import hardening
-from pericard.daemon import notify, values
+from pericard.daemon import notify, unlocking, values
 from pericard.errors import PipeError, from_code
 from pericard.keys import LogKey
 from pericard.settings import Settings
-from pericard.unlock import source_for
 
 _logger = logging.getLogger(__name__)
 _CONTROL_SIZE = 1 << 16
@@ -86,11 +86,10 @@ class Supervisor:
         hardening.harden()
         self._settings = settings
         self._announce = announce
-        self._identity = hardening.lock_secret(
-            source_for(settings.identity.unlock, Path(settings.identity.path)).seed()
-        )
         self._log_secret = hardening.lock_secret(LogKey.read_secret(Path(settings.audit.key)))
-        if not (self._identity.locked and self._log_secret.locked):
+        found = unlocking.seeds(values.unlock_values(settings))
+        self._identities = [hardening.lock_secret(seed) for seed in found]
+        if not all(secret.locked for secret in (self._log_secret, *self._identities)):
             _logger.warning("identity and log key: cannot be locked in memory; the limit is RLIMIT_MEMLOCK")
         self._listener = values.listen(settings)
         self._engine, self._edge = Child("engine"), Child("edge")
@@ -125,8 +124,8 @@ class Supervisor:
             self._selector.close()
             for sock in (wakeup_read, wakeup_write, self._listener):
                 sock.close()
-            self._identity.close()
-            self._log_secret.close()
+            for secret in (self._log_secret, *self._identities):
+                secret.close()
 
     def _signalled(self, number: int, _: FrameType | None) -> None:
         self._signals.append(number)
@@ -213,8 +212,9 @@ class Supervisor:
             text = msgspec.json.encode(values.edge_values(self._settings))
         else:
             text = msgspec.json.encode(values.engine_values(self._settings))
-            secrets = (self._identity.view, self._log_secret.view)
-        for part in (memoryview(struct.pack("<I", len(text)) + text), *secrets):
+            secrets = (self._log_secret.view, *(identity.view for identity in self._identities))
+        lengths = struct.pack("<II", len(text), sum(secret.nbytes for secret in secrets))
+        for part in (memoryview(lengths + text), *secrets):
             left = part
             while left.nbytes:
                 left = left[os.write(descriptor, left) :]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 from pericard import __version__
 from pericard.edge.values import EdgeValues
 from pericard.engine.values import EngineValues
 from pericard.errors import ConfigError
 from pericard.settings import Settings
+from pericard.unlock import UnlockValues, VaultValues
 
 
 def engine_values(settings: Settings) -> EngineValues:
@@ -21,9 +23,26 @@ def engine_values(settings: Settings) -> EngineValues:
         audit_directory=settings.audit.directory,
         device=engine.device,
         threads=engine.threads,
+        memory=engine.memory,
         memory_budget=engine.memory_budget,
         queue=engine.queue,
         version=__version__,
+    )
+
+
+def unlock_values(settings: Settings) -> UnlockValues:
+    """How the identity is unlocked."""
+    source = settings.identity
+    vault = source.vault
+    return UnlockValues(
+        kind=source.unlock,
+        path=source.path,
+        previous=source.previous,
+        passphrase_fd=source.passphrase_fd if source.unlock == "passphrase" else None,
+        credential=source.credential,
+        tcti=source.tcti,
+        vault=VaultValues(vault.address, vault.ca, vault.token, vault.token_fd) if vault else None,
+        options=source.options,
     )
 
 
@@ -44,6 +63,14 @@ def edge_values(settings: Settings) -> EdgeValues:
         key=tls.key if tls else None,
         minimum_version=tls.minimum_version if tls else "1.3",
     )
+
+
+def remarks(settings: Settings) -> list[str]:
+    """What does not stop a start, and yet is hardly meant: one sentence each."""
+    tokens = Path(settings.tokens)
+    if tokens.exists():
+        return []
+    return [f"{tokens}: is missing, so nobody is answered; pericard token create makes it"]
 
 
 def listen(settings: Settings) -> socket.socket:

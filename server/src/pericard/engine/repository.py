@@ -15,6 +15,7 @@ from pericard.errors import PericardError, UnknownModel, UnsupportedModel
 from pericard.runtime.loader import LoadedModel
 from pericard.sealed import Signal
 
+_PLATFORMS = {"exported": "pytorch_exported", "onnx": "onnxruntime_onnx"}
 _LAST_DATE = 253402300799  # 9999-12-31T23:59:59Z; a grant may last longer, a date cannot be written
 
 
@@ -95,7 +96,7 @@ class Repository:
         end = datetime.fromtimestamp(min(model.licence.grant.not_after, _LAST_DATE), UTC)
         return {
             "identity": self.identity(model),
-            "platform": "pytorch_exported",
+            "platform": _PLATFORMS[about.kind],
             "intended_use": about.intended_use,
             "inputs": [
                 {"name": spec.name, "dtype": spec.dtype, "datatype": spec.datatype, "shape": list(spec.shape)}
@@ -113,6 +114,7 @@ class Repository:
                 }
                 for output in about.outputs
             ],
+            "max_batch": model.buckets[-1],
             "signal": _signal(about.signal),
             "licence": licence,
             "licence_not_after": end.strftime("%Y-%m-%dT%H:%M:%SZ"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -121,10 +121,11 @@ class Service:
 
     # --- the engine's thread -----------------------------------------------------------------------------------------
 
-    def run(self) -> None:
-        """Work until the scheduler is stopped and empty."""
+    def run(self, between: Callable[[], None] = lambda: None) -> None:
+        """Work until the scheduler is stopped and empty; ``between`` is called after each batch, and when idle."""
         while (work := self._scheduler.take(_TICK_SECONDS)) is not None:
             self.process(*work)
+            between()
         self._keep(self._refusals.due(force=True))
         self.process([], [])
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import msgspec
 
 
@@ -12,26 +10,24 @@ class EngineValues(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         models: sealed files to serve.
-        publishers: pinned publishers' key files.
+        publishers: the file of pinned publishers.
         trust_state: the site's trust state file.
         audit_directory: where the audit log is.
         device: ``auto``, ``cpu`` or ``cuda:N``.
         threads: threads per operator.
+        memory: ``locked`` as far as the host allows, or ``secret``.
         memory_budget: largest plaintext of one model in bytes, or None.
         queue: items that may wait.
         version: of the daemon.
     """
 
     models: tuple[str, ...]
-    publishers: tuple[str, ...]
+    publishers: str
     trust_state: str
     audit_directory: str
     device: str
     threads: int
+    memory: str
     memory_budget: int | None
     queue: int
     version: str
-
-    def paths(self, names: tuple[str, ...]) -> list[Path]:
-        """Names as paths."""
-        return [Path(name) for name in names]

@@ -6,11 +6,19 @@ ML-DSA-65, both required); primitives come from ``cryptography`` alone. A privat
 are wiped as far as CPython lets us (``keys.secrets``); what that cannot promise stands in ``docs/threat-model.md``.
 """
 
-from pericard.keys.files import read_secret_file, write_private_file, write_public_file
+from pericard.keys.files import (
+    kind_of,
+    read_private_body,
+    read_private_line,
+    read_secret_file,
+    replace_private_file,
+    write_private_file,
+    write_public_file,
+)
 from pericard.keys.identity import Identity, Recipient
 from pericard.keys.log import LogKey, LogVerifier
 from pericard.keys.publisher import Publisher, PublisherKey, Signature
-from pericard.keys.secrets import take, wipe
+from pericard.keys.secrets import overwriting, take, wipe
 
 __all__ = [
     "Identity",
@@ -20,7 +28,12 @@ __all__ = [
     "PublisherKey",
     "Recipient",
     "Signature",
+    "kind_of",
+    "overwriting",
+    "read_private_body",
+    "read_private_line",
     "read_secret_file",
+    "replace_private_file",
     "take",
     "wipe",
     "write_private_file",

@@ -10,6 +10,7 @@ import base64
 import binascii
 import os
 import stat
+from io import FileIO
 from pathlib import Path
 
 from pericard import durable
@@ -17,16 +18,16 @@ from pericard.errors import KeyFileExposed, KeyFileInvalid
 from pericard.keys.secrets import take, wipe
 
 _MAX_KEY_FILE = 64 * 1024
+#: The words before public keys: given where a private one belongs, they are a mix-up and no leak.
+_PUBLIC_KINDS = (b"pericard-recipient-v1", b"pericard-publisher-v1", b"pericard-log-v1")
 
 
 def write_private_file(path: Path, kind: str, secret: bytes | bytearray, *, comment: str) -> None:
     """Write a private key file, mode 0600; refuse to replace an existing one."""
-    encoded = take(base64.b64encode(secret))
-    text = bytearray().join((f"# {comment}\n{kind} ".encode("ascii"), encoded, b"\n"))
+    text = _encode(kind, secret, comment)
     try:
         _write_once(path, text, 0o600)
     finally:
-        wipe(encoded)
         wipe(text)
 
 
@@ -49,21 +50,101 @@ def read_public_file(path: Path, kind: str, length: int) -> bytes:
     return bytes(_decode(_read(path), path, kind, length))
 
 
-def read_secret_file(path: Path, kind: str, length: int) -> bytearray:
+def read_secret_file(path: Path, kind: str, length: int, *, shared: int = 0) -> bytearray:
     """Read a private key file; the caller wipes the result.
+
+    Args:
+        path: the file.
+        kind: the word before the key.
+        length: of the key in bytes.
+        shared: permission bits beyond the owner's that are no leak here, where something else guards the folder.
 
     Raises:
         KeyFileExposed: other users of the host could read it.
         KeyFileInvalid: it is missing, of another kind, or damaged.
     """
-    text = _read(path, private=True)
+    text = _read(path, private=True, shared=shared)
     try:
         return _decode(text, path, kind, length)
     finally:
         wipe(text)
 
 
-def _read(path: Path, *, private: bool = False) -> bytearray:
+def kind_of(path: Path) -> str:
+    """Which kind of key a private file says it holds; at most 64 characters, not checked further.
+
+    Raises:
+        KeyFileExposed: other users of the host could read it.
+        KeyFileInvalid: it is missing, or holds no key or several.
+    """
+    text = _read(path, private=True)
+    try:
+        lines = _lines(text, path, "key")
+        kind, _, body = lines[0].partition(b" ")
+        for line in (*lines, body):
+            wipe(line)
+        return bytes(kind[:64]).decode("ascii", "replace")
+    finally:
+        wipe(text)
+
+
+def read_private_body(path: Path, kind: str) -> bytes:
+    """The decoded body of a private file whose body is no secret, such as a locked identity; of any length.
+
+    Raises:
+        KeyFileExposed: other users of the host could read it.
+        KeyFileInvalid: it is missing, of another kind, or damaged.
+    """
+    return bytes(_decode(_read(path, private=True), path, kind))
+
+
+def read_private_line(path: Path) -> bytearray:
+    """The one line of a private file that is not ours, such as a token; without its end. The caller wipes it.
+
+    Raises:
+        KeyFileExposed: other users of the host could read it.
+        KeyFileInvalid: it is missing, or is no small file.
+    """
+    text = _read(path, private=True)
+    try:
+        return text.rstrip()
+    finally:
+        wipe(text)
+
+
+def replace_private_file(path: Path, kind: str, secret: bytes | bytearray, *, comment: str) -> None:
+    """Write a private key file, mode 0600, in the place of one that is there.
+
+    Raises:
+        KeyFileInvalid: it could not be made durable; the old one is still there.
+    """
+    path = path.resolve()  # of a link, the file is what must go
+    text = _encode(kind, secret, comment)
+    try:
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK | os.O_NOFOLLOW
+        with os.fdopen(os.open(path, flags), "r+b", buffering=0) as old:
+            found = os.fstat(old.fileno())
+            ours = (os.geteuid(), os.getegid())
+            theirs = (found.st_uid, found.st_gid)
+            # root gives it to whom it belonged; whoever may not give files away keeps it
+            owner = theirs if theirs != ours and os.geteuid() == 0 else None
+            durable.replace(path, text, mode=0o600, owner=owner)
+            _overwrite(old)
+    except OSError as error:
+        raise KeyFileInvalid(f"{path}: cannot be written: {(error.strerror or 'i/o error').lower()}") from error
+    finally:
+        wipe(text)
+
+
+def _overwrite(old: FileIO) -> None:
+    """Zero the blocks of a file that lost its name; on flash that may be in vain."""
+    found = os.fstat(old.fileno())
+    if not found.st_nlink:  # no other name leads to it
+        old.write(bytes(found.st_size))
+        os.fsync(old.fileno())
+
+
+def _read(path: Path, *, private: bool = False, shared: int = 0) -> bytearray:
     try:
         # O_NONBLOCK: a named pipe in the file's place must be refused, not waited for
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
@@ -73,18 +154,18 @@ def _read(path: Path, *, private: bool = False) -> bytearray:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise KeyFileInvalid(f"{path}: is not a regular file")
-        if private and found.st_mode & 0o077:
-            raise KeyFileExposed(
-                f"{path}: others may read this private key (mode {stat.S_IMODE(found.st_mode):04o})",
-                hint=f"chmod 600 {path}, and think whether the key has leaked",
-            )
+        exposed = _exposed(path, found.st_mode, shared) if private else None
         if found.st_size > _MAX_KEY_FILE:
-            raise KeyFileInvalid(f"{path}: is too large for a key file ({found.st_size} bytes)")
+            raise exposed or KeyFileInvalid(f"{path}: is too large for a key file ({found.st_size} bytes)")
         buffer = bytearray(found.st_size)
         size = os.readv(descriptor, [buffer]) if buffer else 0
         if size != len(buffer):
             wipe(buffer)
-            raise KeyFileInvalid(f"{path}: changed while it was read")
+            raise exposed or KeyFileInvalid(f"{path}: changed while it was read")
+        refusal = (_public(buffer, path) or exposed) if private else None
+        if refusal is not None:
+            wipe(buffer)
+            raise refusal
     except OSError as error:
         raise KeyFileInvalid(f"{path}: cannot be read: {(error.strerror or 'i/o error').lower()}") from error
     finally:
@@ -92,12 +173,59 @@ def _read(path: Path, *, private: bool = False) -> bytearray:
     return buffer
 
 
-def _decode(text: bytearray, path: Path, kind: str, length: int) -> bytearray:
+def _exposed(path: Path, mode: int, shared: int) -> KeyFileExposed | None:
+    if not mode & 0o077 & ~shared:
+        return None
+    return KeyFileExposed(
+        f"{path}: others may read this private key (mode {stat.S_IMODE(mode):04o})",
+        hint=f"chmod 600 {path}, and think whether the key has leaked",
+    )
+
+
+def _public(text: bytearray, path: Path) -> KeyFileInvalid | None:
+    """The refusal of a file that holds nothing but one public key."""
+    starts = [start for start in _line_starts(text) if text[start : start + 1] != b"#"]
+    if len(starts) != 1 or not any(text.startswith(kind + b" ", starts[0]) for kind in _PUBLIC_KINDS):
+        return None
+    return KeyFileInvalid(
+        f"{path}: is the public half; the private one is needed", hint=f"give {path.with_suffix('.key')}"
+    )
+
+
+def _line_starts(text: bytearray) -> list[int]:
+    """Where lines that hold something begin; by position, since a copy of a line could be a copy of a secret."""
+    starts, at = [], 0
+    while at < len(text):
+        end = text.find(b"\n", at)
+        end = len(text) if end < 0 else end
+        if end > at:
+            starts.append(at)
+        at = end + 1
+    return starts
+
+
+def _encode(kind: str, secret: bytes | bytearray, comment: str) -> bytearray:
+    encoded = take(base64.b64encode(secret))
+    try:
+        return bytearray().join((f"# {comment}\n{kind} ".encode("ascii"), encoded, b"\n"))
+    finally:
+        wipe(encoded)
+
+
+def _lines(text: bytearray, path: Path, wanted: str) -> list[bytearray]:
+    """The one line that is no comment, in a list that the caller wipes."""
     lines = [line for line in text.split(b"\n") if line.strip() and not line.startswith(b"#")]
+    if len(lines) != 1:
+        for line in lines:
+            wipe(line)
+        raise KeyFileInvalid(f"{path}: holds {len(lines)} keys, wanted one {wanted}")
+    return lines
+
+
+def _decode(text: bytearray, path: Path, kind: str, length: int | None = None) -> bytearray:
+    lines = _lines(text, path, kind)
     body = bytearray()
     try:
-        if len(lines) != 1:
-            raise KeyFileInvalid(f"{path}: holds {len(lines)} keys, wanted one {kind}")
         found, _, body = lines[0].partition(b" ")
         if bytes(found) != kind.encode("ascii"):
             name = bytes(found[:40]).decode("ascii", "replace")
@@ -109,7 +237,7 @@ def _decode(text: bytearray, path: Path, kind: str, length: int) -> bytearray:
             data = take(binascii.a2b_base64(body, strict_mode=True))
         except ValueError as error:
             raise KeyFileInvalid(f"{path}: is not base64 after {kind!r}") from error
-        if len(data) != length:
+        if length is not None and len(data) != length:
             wipe(data)
             raise KeyFileInvalid(f"{path}: holds {len(data)} bytes of key, wanted {length}")
         return data

@@ -20,12 +20,14 @@ from pericard.keys.files import (
     encode_line,
     read_public_file,
     read_secret_file,
+    replace_private_file,
     write_private_file,
     write_public_file,
 )
 from pericard.keys.secrets import take, wipe
 
-_IDENTITY = "pericard-identity-v1"
+#: The word before the key in a plain identity file.
+IDENTITY = "pericard-identity-v1"
 _RECIPIENT = "pericard-recipient-v1"
 SEED_SIZE = 32
 _MLKEM_PUBLIC = 1184
@@ -107,9 +109,15 @@ class Identity:
             wipe(seed)
 
     @staticmethod
-    def read_seed(path: Path) -> bytearray:
-        """Read only the seed from a plain 0600 identity file; the caller wipes it."""
-        return read_secret_file(path, _IDENTITY, SEED_SIZE)
+    def read_seed(path: Path, *, shared: int = 0) -> bytearray:
+        """Read only the seed from a plain identity file; the caller wipes it; ``shared`` as for secret files."""
+        return read_secret_file(path, IDENTITY, SEED_SIZE, shared=shared)
+
+    @staticmethod
+    def write_seed(path: Path, seed: bytearray, recipient: str, *, replace: bool = False) -> None:
+        """Write a plain identity file, mode 0600; only ``replace`` puts it in the place of one that is there."""
+        write = replace_private_file if replace else write_private_file
+        write(path, IDENTITY, seed, comment=f"private: identity {recipient[:16]}; never share")
 
     @classmethod
     def generate(cls, path: Path) -> Identity:
@@ -117,12 +125,7 @@ class Identity:
         seed = take(os.urandom(SEED_SIZE))
         try:
             made = cls(seed)
-            write_private_file(
-                path,
-                _IDENTITY,
-                seed,
-                comment=f"private: identity {made.recipient.id[:16]}; never share",
-            )
+            cls.write_seed(path, seed, made.recipient.id)
         finally:
             wipe(seed)
         return made

@@ -1,6 +1,7 @@
 """The ``exported`` kind: a torch.export graph and a table of tensors, attached without a copy.
 
-The graph is called flat, weights first, in the order of its signature: no module tree, no guards, no pytrees.
+The graph is called flat, weights first, in the order of its signature: no module tree, no pytrees, none of torch's own
+guards. What kernels take on trust is held against the actual arguments at every call; see ``guards``.
 """
 
 from __future__ import annotations
@@ -11,16 +12,23 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from torch._export.serde import schema
-from torch._export.serde.serialize import ExportedProgramDeserializer, _bytes_to_dataclass
+from torch._export.serde.serialize import (
+    _SERIALIZE_TO_TORCH_DTYPE,
+    ExportedProgramDeserializer,
+    _bytes_to_dataclass,
+)
+from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.export.passes import move_to_device_pass
 
 from pericard.errors import BackendFailed, UnsupportedModel
 from pericard.runtime import graph as graphs
+from pericard.runtime import guards
 from pericard.runtime.backend import Array
 from pericard.sealed import Tensor
+from pericard.tensors import TensorSpec
 
-_DTYPES = {
+_DTYPES: dict[str, torch.dtype] = {
     name: getattr(torch, name)
     for name in ("uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64")
 } | {"bool": torch.bool}
@@ -29,9 +37,14 @@ _DTYPES = {
 logging.getLogger("torch._export.serde.serialize").setLevel(logging.ERROR)
 
 
+def dtype_of(tensor: Tensor) -> torch.dtype:
+    """The type of an artifact's tensor."""
+    return _DTYPES[tensor.dtype]
+
+
 def view_tensor(tensor: Tensor, buffer: memoryview) -> torch.Tensor:
     """A tensor over the artifact's bytes, without a copy; the buffer must outlive it."""
-    dtype = _DTYPES[tensor.dtype]
+    dtype = dtype_of(tensor)
     if tensor.size == 0:
         return torch.empty(tensor.shape, dtype=dtype)
     flat = torch.frombuffer(buffer, dtype=dtype, count=tensor.size // dtype.itemsize, offset=tensor.offset)
@@ -41,24 +54,32 @@ def view_tensor(tensor: Tensor, buffer: memoryview) -> torch.Tensor:
 class ExportedBackend:
     """Runs an exported graph on one device."""
 
-    def __init__(self, graph: bytes, tensors: Mapping[str, torch.Tensor], *, device: str) -> None:
+    def __init__(
+        self,
+        graph: bytes,
+        tensors: Mapping[str, torch.Tensor],
+        *,
+        device: str,
+        inputs: tuple[TensorSpec, ...] | None = None,
+    ) -> None:
         """Check the graph, build it around the tensors, and move it to the device.
 
         Args:
             graph: the graph's JSON.
             tensors: parameters, buffers and constants by qualified name; kept, not copied, on the CPU.
             device: ``cpu`` or ``cuda:N``.
+            inputs: what the model is described to take; the graph must take the same.
 
         Raises:
             ForbiddenGraph: the graph is not on the allow-lists.
-            UnsupportedModel: torch cannot build it, or a tensor is missing.
+            UnsupportedModel: torch cannot build it, or a tensor is missing or is not what the graph says it is.
         """
         graphs.check(graph)
         self.device = device
         try:
             serialised = _bytes_to_dataclass(schema.ExportedProgram, graph)
-            state, constants = _by_role(serialised.graph_module.signature, tensors)
-            program = ExportedProgramDeserializer().deserialize(serialised, state, constants)
+            _compare(serialised, tensors, inputs)
+            program = build(serialised, tensors)
             if device != "cpu":
                 program = move_to_device_pass(program, device)
             held: dict[str, torch.Tensor] = {**program.constants, **program.state_dict}
@@ -67,7 +88,10 @@ class ExportedBackend:
                 for spec in program.graph_signature.input_specs
             ]
             self._slots = [place for place, value in enumerate(self._arguments) if value is None]
+            guards.install(program.graph_module)
             self._call = program.graph_module
+        except UnsupportedModel:
+            raise
         except KeyError as error:
             raise UnsupportedModel(f"graph: needs the tensor {error}, which the model does not hold") from error
         except Exception as error:  # torch's reader raises whatever it meets
@@ -83,6 +107,8 @@ class ExportedBackend:
                 for place, value in zip(self._slots, inputs, strict=True):
                     arguments[place] = torch.from_numpy(value).to(self.device)
                 return tuple(_to_numpy(output) for output in self._call(*arguments))
+        except BackendFailed:  # a guard's own
+            raise
         except Exception as error:  # a failed kernel must cost its batch, not the engine
             raise BackendFailed(f"model: the computation failed ({type(error).__name__})") from error
 
@@ -92,18 +118,66 @@ class ExportedBackend:
         self._call = torch.nn.Identity()
 
 
-def _by_role(
-    signature: schema.GraphSignature, tensors: Mapping[str, torch.Tensor]
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """What torch calls the state (parameters, wrapped as it wants them, and saved buffers), and everything else."""
+def build(serialised: schema.ExportedProgram, tensors: Mapping[str, torch.Tensor]) -> ExportedProgram:
+    """The program of a checked graph, around its tensors, which are kept and not copied.
+
+    Torch wants its state (parameters, wrapped in its own type, and saved buffers) apart from everything else.
+
+    Raises:
+        KeyError: a tensor that the graph names is missing. Whatever else torch's reader meets, it raises as it is.
+    """
     state: dict[str, torch.Tensor] = {}
-    for spec in signature.input_specs:
+    for spec in serialised.graph_module.signature.input_specs:
         if spec.type == "parameter":
             name = spec.parameter.parameter_name
             state[name] = torch.nn.Parameter(tensors[name], requires_grad=False)
         elif spec.type == "buffer" and spec.buffer.persistent:
             state[spec.buffer.buffer_name] = tensors[spec.buffer.buffer_name]
-    return state, {name: tensor for name, tensor in tensors.items() if name not in state}
+    constants = {name: tensor for name, tensor in tensors.items() if name not in state}
+    return ExportedProgramDeserializer().deserialize(serialised, state, constants)
+
+
+def _compare(
+    serialised: schema.ExportedProgram, tensors: Mapping[str, torch.Tensor], inputs: tuple[TensorSpec, ...] | None
+) -> None:
+    """Hold what the graph says of its tensors against the tensors themselves, and against the described inputs.
+
+    Raises:
+        UnsupportedModel: they differ.
+        KeyError: a tensor is missing.
+    """
+    values = serialised.graph_module.graph.tensor_values
+    taken: list[schema.TensorMeta] = []
+    for spec in serialised.graph_module.signature.input_specs:
+        if spec.type == "user_input":
+            taken.append(values[spec.user_input.arg.as_tensor.name])
+            continue
+        held = getattr(spec, spec.type)
+        name: str = getattr(held, f"{spec.type}_name")
+        said, tensor = values[held.arg.name], tensors[name]
+        if not _same(said, tensor.dtype, tuple(tensor.shape)):
+            raise UnsupportedModel(
+                f"graph: the tensor {name!r} is {str(tensor.dtype)[6:]}{list(tensor.shape)}, which is not what it says"
+            )
+    if inputs is None:
+        return
+    if len(inputs) != len(taken):
+        raise UnsupportedModel(f"graph: takes {len(taken)} inputs, the description names {len(inputs)}")
+    for wanted, said in zip(inputs, taken, strict=True):
+        rows = said.sizes[0].as_int if said.sizes and said.sizes[0].type == "as_int" else 1  # any number, or its own
+        if not _same(said, _DTYPES.get(wanted.dtype), (rows, *wanted.row_shape)):
+            raise UnsupportedModel(
+                f"graph: its input {wanted.name!r} is not {wanted.dtype}{list(wanted.shape)}, as the description says"
+            )
+
+
+def _same(said: schema.TensorMeta, dtype: torch.dtype | None, shape: tuple[int, ...]) -> bool:
+    """Whether a graph's own word of a tensor is right; a symbolic axis stands for any size."""
+    return (
+        _SERIALIZE_TO_TORCH_DTYPE[said.dtype] == dtype
+        and len(said.sizes) == len(shape)
+        and all(item.type != "as_int" or item.as_int == size for item, size in zip(said.sizes, shape, strict=True))
+    )
 
 
 def _to_numpy(output: torch.Tensor) -> Array:

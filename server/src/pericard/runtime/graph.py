@@ -45,8 +45,12 @@ JSON = Any
 Rule = Callable[[JSON], None]
 
 
-def normalise(program: dict[str, JSON]) -> bytes:
+def normalise(program: dict[str, JSON], *, sealed: bool = True) -> bytes:
     """Reduce a serialised program to what the daemon accepts, and encode it.
+
+    Args:
+        program: as torch.export writes it.
+        sealed: whether it will be sealed as it is; if not, it may hold operators that will be rewritten.
 
     Raises:
         ForbiddenGraph: what is left is still not on the allow-lists.
@@ -64,26 +68,34 @@ def normalise(program: dict[str, JSON]) -> bytes:
         },
     }
     data = json.dumps(kept, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii")
-    check(data)
+    check(data, sealed=sealed)
     return data
 
 
-def check(data: bytes) -> None:
-    """Hold a graph against the allow-lists.
+def check(data: bytes, *, sealed: bool = True) -> None:
+    """Hold a graph against the allow-lists; ``sealed`` as in :func:`normalise`.
 
     Raises:
         ForbiddenGraph: something in it is not allowed; the message names it.
     """
     if len(data) > MAX_GRAPH:
         raise ForbiddenGraph(f"graph: holds {len(data)} bytes, allowed are {MAX_GRAPH}")
+    _program(decode(data), sealed=sealed)
+
+
+def decode(data: bytes) -> JSON:
+    """Read JSON as torch.export writes it: ASCII, no key twice, no number that JSON has no word for.
+
+    Raises:
+        ForbiddenGraph: it is not.
+    """
     try:
-        program = json.loads(data.decode("ascii"), parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
+        return json.loads(data.decode("ascii"), parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
         raise ForbiddenGraph(f"graph: is not JSON as torch.export writes it ({type(error).__name__})") from error
-    _program(program)
 
 
-def _program(program: JSON) -> None:
+def _program(program: JSON, *, sealed: bool) -> None:
     _object(program, _TOP, "program")
     version = program["schema_version"]
     _object(version, {"major", "minor"}, "schema version")
@@ -108,11 +120,11 @@ def _program(program: JSON) -> None:
     _object(module, _MODULE, "module")
     if module["metadata"] != {} or module["module_call_graph"] != [] or module["treespec_namedtuple_fields"] != {}:
         raise ForbiddenGraph("graph: carries metadata, a module tree or named tuples")
-    _graph(module["graph"])
+    _graph(module["graph"], sealed=sealed)
     _signature(module["signature"])
 
 
-def _graph(graph: JSON) -> None:
+def _graph(graph: JSON, *, sealed: bool) -> None:
     _object(graph, _GRAPH, "graph")
     if graph["custom_obj_values"] != {} or graph["is_single_tensor_return"] is not False:
         raise ForbiddenGraph("graph: carries custom objects, or returns a bare tensor")
@@ -131,13 +143,13 @@ def _graph(graph: JSON) -> None:
     if len(_list(graph["nodes"])) > _MAX_NODES:
         raise ForbiddenGraph(f"graph: has {len(graph['nodes'])} nodes, allowed are {_MAX_NODES}")
     for node in graph["nodes"]:
-        _node(node)
+        _node(node, sealed=sealed)
 
 
-def _node(node: JSON) -> None:
+def _node(node: JSON, *, sealed: bool) -> None:
     _object(node, _NODE, "node")
     target = node["target"]
-    if not isinstance(target, str) or not operators.allowed(target):
+    if not isinstance(target, str) or not operators.allowed(target, sealed=sealed):
         raise ForbiddenGraph(
             f"graph: names the operator {str(target)[:120]!r}, which is not allowed",
             hint="a sealed model is a graph of pure tensor operators; see docs/spec/sealed-model.md",

@@ -1,26 +1,39 @@
 """Known answers: does this device compute what the publisher saw?
 
-The publisher seals synthetic questions with the answers of its own runtime, and signs per backend how far another
-may be from them. They are asked at every batch size that will be used, each question in the first and in the last
-place of its batch, the rest filled with the other questions.
+The publisher seals questions with the answers of its own runtime, one by one, and signs per backend how far another may
+be from them. They are asked at every batch size that will be used: as many batches as there are questions, each with
+the questions in turn from the next one on, so that every question is first once and last once among others, and every
+row is compared. A model whose rows disturb each other, or which fails in a batch,
+still answers one by one, if that was asked for: then it is served so, and says so.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from pericard.errors import KnownAnswerMismatch
+from pericard.errors import BackendFailed, KnownAnswerMismatch
 from pericard.runtime.backend import Array, Backend
 from pericard.sealed import Description, Tolerance
 
 Question = tuple[tuple[Array, ...], tuple[Array, ...]]
 
+_PAIR = 2  # the smallest batch in which a row has a neighbour: asked even where it is no bucket
 
-def check(backend: Backend, questions: tuple[Question, ...], description: Description) -> None:
-    """Ask every known question at every bucket.
+
+def check(
+    backend: Backend, questions: tuple[Question, ...], description: Description
+) -> tuple[tuple[int, ...], str | None]:
+    """Ask every known question at every bucket, and at two.
+
+    Returns:
+        The batch sizes to use: all of the description's, or only 1; and in that case why, else None.
 
     Raises:
-        KnownAnswerMismatch: an answer is further off than the publisher allows, or the backend has no signed tolerance.
+        KnownAnswerMismatch: an answer is further off than the publisher allows, and not only in batches; or the backend
+            has no signed tolerance.
+        BackendFailed: the computation failed, and not only in batches.
     """
     kind = backend.device.partition(":")[0]
     tolerance = description.tolerance.get(kind)
@@ -29,9 +42,29 @@ def check(backend: Backend, questions: tuple[Question, ...], description: Descri
             f"model {description.name}: its publisher signed no tolerance for {kind}",
             hint="serve it on a backend that the manifest names, or ask the vendor",
         )
-    for bucket in description.buckets:
-        for number in range(len(questions)):
-            _ask(backend, questions, number, bucket, tolerance, description)
+    probed = {*description.buckets} | ({_PAIR} if description.max_batch >= _PAIR else set())
+    for bucket in sorted(probed):
+        try:
+            for number in range(len(questions)):
+                _ask(backend, questions, number, bucket, tolerance, description)
+        except (KnownAnswerMismatch, BackendFailed) as error:
+            if bucket == 1 or 1 not in description.buckets:
+                raise
+            return (1,), f"it answers one by one, not in batches of {bucket} ({error.message})"
+    return description.buckets, None
+
+
+def one_by_one(description: Description) -> Description:
+    """The same model without a batch claim."""
+    return replace(description, max_batch=1, buckets=(1,))
+
+
+def matches(found: tuple[Array, ...], wanted: tuple[Array, ...], tolerance: Tolerance) -> bool:
+    """Whether all outputs are within a tolerance of what was wanted."""
+    return len(found) == len(wanted) and all(
+        one.shape == other.shape and _distance(one, other, tolerance) <= 1.0
+        for one, other in zip(found, wanted, strict=True)
+    )
 
 
 def _ask(
@@ -43,23 +76,21 @@ def _ask(
     description: Description,
 ) -> None:
     rows = [questions[(number + place) % len(questions)] for place in range(bucket)]
-    rows[-1] = questions[number]
     batch = tuple(
         np.ascontiguousarray(np.concatenate([row[0][slot] for row in rows])) for slot in range(len(rows[0][0]))
     )
     answers = backend.infer(batch)
     for slot, output in enumerate(description.outputs):
-        wanted = questions[number][1][slot]
-        for place in {0, bucket - 1}:
-            if answers[slot].shape != (bucket, *output.spec.row_shape):
-                raise KnownAnswerMismatch(
-                    f"model {description.name}: output {output.spec.name} has shape {answers[slot].shape} "
-                    f"at batch {bucket}"
-                )
-            off = _distance(answers[slot][place], wanted[0], tolerance)
+        if answers[slot].shape != (bucket, *output.spec.row_shape):
+            raise KnownAnswerMismatch(
+                f"model {description.name}: output {output.spec.name} has shape {answers[slot].shape} at batch {bucket}"
+            )
+        for place, row in enumerate(rows):
+            off = _distance(answers[slot][place], row[1][slot][0], tolerance)
             if not off <= 1.0:
                 raise KnownAnswerMismatch(
-                    f"model {description.name}: known answer {number}, output {output.spec.name}, batch {bucket}: "
+                    f"model {description.name}: known answer {(number + place) % len(questions)}, "
+                    f"output {output.spec.name}, batch {bucket}: "
                     f"off by {off:.3g} times the signed tolerance on {backend.device}",
                     hint="the runtime or the device computes other numbers than the vendor's; do not use it",
                 )

@@ -1,23 +1,28 @@
 """From a sealed file to a model that answers: the one way in.
 
 Every check of ``sealed`` and ``trust`` runs first, the plaintext goes into one private buffer, the graph is attached to
-it without a copy, and the known answers decide. Whatever fails on the way leaves the buffer zeroed.
+it without a copy, and the known answers decide. Whatever fails on the way leaves the buffer zeroed. What ONNX Runtime
+copies out of it is dropped with its session, but ONNX Runtime does not zero the memory that it frees.
 """
 
 from __future__ import annotations
 
+from typing import Self
+
 import numpy as np
 
-from pericard.errors import InvalidInput, ModelTooLarge, UnsupportedModel
-from pericard.hardening import PrivateMemory
+from pericard.errors import HardeningError, InvalidInput, ModelTooLarge, UnsupportedModel
 from pericard.keys import Identity
 from pericard.runtime import known_answers
 from pericard.runtime.backend import Array, Backend
-from pericard.runtime.exported import ExportedBackend, view_tensor
+from pericard.runtime.exported import ExportedBackend
 from pericard.runtime.known_answers import Question
-from pericard.sealed import Artifact, Description, KnownAnswer, VerifiedModel, artifact
+from pericard.runtime.plaintext import Plaintext, hold
+from pericard.sealed import Artifact, Description, KnownAnswer, Progress, Tensor, VerifiedModel
 from pericard.tensors import TensorSpec
 from pericard.trust import Licence, Policy
+
+ONNX = "onnx"
 
 
 class LoadedModel:
@@ -30,32 +35,44 @@ class LoadedModel:
         licence: the grant that it is served under.
         device: where it runs.
         locked: whether its weights are locked in memory.
+        buckets: the batch sizes that it is asked at, rising.
+        batching: why it is asked one by one although its publisher claimed batches; None if it is not.
     """
 
-    def __init__(
-        self, model: VerifiedModel, licence: Licence, memory: PrivateMemory, found: Artifact, *, device: str
-    ) -> None:
+    def __init__(self, model: VerifiedModel, licence: Licence, plaintext: Plaintext, *, device: str) -> None:
         """Attach the backend; :func:`load` is the way in."""
         self.description: Description = model.manifest.description
         self.publisher = model.publisher.id
         self.manifest_hash = model.manifest_hash
         self.licence = licence
         self.device = device
-        self.locked = memory.locked
-        self._memory = memory
-        view = memory.view
-        offset, size = found.graph
-        tensors = {tensor.name: view_tensor(tensor, view) for tensor in found.tensors}
-        self._backend: Backend = ExportedBackend(bytes(view[offset : offset + size]), tensors, device=device)
-        self._questions = tuple(_question(answer, view, self.description) for answer in found.known_answers)
+        # what ONNX Runtime copies lies in memory of its own, which nobody locks
+        self.locked = plaintext.locked and self.description.kind != ONNX
+        self._plaintext = plaintext
+        found = plaintext.index(subject=model.subject)
+        self.buckets: tuple[int, ...] = self.description.buckets
+        self.batching: str | None = None
+        self._backend = _backend(self.description, found, plaintext, device)
+        try:
+            self._questions = tuple(_question(answer, plaintext, self.description) for answer in found.known_answers)
+        except BaseException:
+            self._backend.close()
+            raise
+        if self.description.kind == ONNX:
+            plaintext.close()  # zeroed: the copy is the model now
 
     def check_known_answers(self) -> None:
-        """Ask the known questions at every bucket; raises ``KnownAnswerMismatch``."""
-        known_answers.check(self._backend, self._questions, self.description)
+        """Ask the known questions at every bucket; where only batches are wrong, serve one by one from now on.
+
+        Raises:
+            KnownAnswerMismatch: an answer is wrong.
+            BackendFailed: the computation failed.
+        """
+        self.buckets, self.batching = known_answers.check(self._backend, self._questions, self.description)
 
     def bucket(self, count: int) -> int:
-        """The smallest batch size that holds ``count`` items."""
-        return next(bucket for bucket in self.description.buckets if bucket >= count)
+        """The smallest batch size that holds ``count`` items; at most ``buckets[-1]`` fit."""
+        return next(bucket for bucket in self.buckets if bucket >= count)
 
     def infer(self, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
         """Answer one batch whose size is one of the buckets; see ``Backend.infer``."""
@@ -77,7 +94,7 @@ class LoadedModel:
         if len(inputs) != len(self.description.inputs):
             raise InvalidInput(f"model {self.description.name}: takes {len(self.description.inputs)} inputs")
         arrays = tuple(_rows(value, spec) for value, spec in zip(inputs, self.description.inputs, strict=True))
-        count, largest = len(arrays[0]), self.description.max_batch
+        count, largest = len(arrays[0]), self.buckets[-1]
         if count == 0 or any(len(array) != count for array in arrays):
             raise InvalidInput(f"model {self.description.name}: its inputs need one and the same number of items")
         parts: list[tuple[Array, ...]] = []
@@ -91,22 +108,60 @@ class LoadedModel:
             for slot, output in enumerate(self.description.outputs)
         }
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Drop the backend and zero the weights."""
         self._backend.close()
-        self._memory.close()
+        self._plaintext.close()
 
 
-def _question(answer: KnownAnswer, view: memoryview, description: Description) -> Question:
-    """The arrays of a known answer, if they are what the signed description says; copied out of the buffer."""
+def _backend(description: Description, found: Artifact, plaintext: Plaintext, device: str) -> Backend:
+    graph = plaintext.read(*found.graph)
+    if description.kind == ONNX:
+        from pericard.runtime.onnx_model import OnnxBackend  # noqa: PLC0415  (its packages are an extra)
+
+        if any(tensor.dtype == "bfloat16" for tensor in found.tensors):
+            raise UnsupportedModel("graph: bfloat16 weights are not served in an ONNX model")
+        arrays = {tensor.name: plaintext.tensor(tensor).numpy() for tensor in found.tensors}
+        return OnnxBackend(graph, arrays, device=device)
+    tensors = {tensor.name: plaintext.tensor(tensor) for tensor in found.tensors}
+    return ExportedBackend(graph, tensors, device=device, inputs=description.inputs)
+
+
+def _place(kind: str, device: str, *, secret: bool, subject: str) -> str:
+    """Where the plaintext goes, for a model that will run on a device.
+
+    Raises:
+        HardeningError: secret memory was asked for, and the weights would leave it.
+    """
+    if secret and (device != "cpu" or kind == ONNX):
+        other = "ONNX Runtime's own memory" if kind == ONNX else device
+        raise HardeningError(
+            f"secret memory: the weights of {subject} would leave it for {other}",
+            hint="engine.memory: secret is for exported models on engine.device: cpu",
+        )
+    return "cpu" if kind == ONNX else device  # ONNX Runtime copies from the host by itself
+
+
+def _question(answer: KnownAnswer, plaintext: Plaintext, description: Description) -> Question:
+    """The arrays of a known answer, if they are what the signed description says; copied out of the plaintext."""
     outputs = [output.spec for output in description.outputs]
     for tensors, specs in ((answer.inputs, list(description.inputs)), (answer.outputs, outputs)):
         if [(tensor.dtype, tensor.shape) for tensor in tensors] != [(s.dtype, (1, *s.row_shape)) for s in specs]:
             raise UnsupportedModel(f"model {description.name}: a known answer does not fit the description")
         if any(spec.dtype == "bfloat16" for spec in specs):
             raise UnsupportedModel(f"model {description.name}: bfloat16 inputs and outputs are not served")
-    inputs = tuple(np.array(view_tensor(tensor, view).numpy()) for tensor in answer.inputs)
-    return inputs, tuple(np.array(view_tensor(tensor, view).numpy()) for tensor in answer.outputs)
+    inputs = tuple(_array(tensor, plaintext) for tensor in answer.inputs)
+    return inputs, tuple(_array(tensor, plaintext) for tensor in answer.outputs)
+
+
+def _array(tensor: Tensor, plaintext: Plaintext) -> Array:
+    return np.frombuffer(plaintext.read(tensor.offset, tensor.size), tensor.dtype).reshape(tensor.shape)
 
 
 def _rows(value: Array, spec: TensorSpec) -> Array:
@@ -122,7 +177,15 @@ def _rows(value: Array, spec: TensorSpec) -> Array:
 
 
 def load(
-    model: VerifiedModel, identity: Identity, policy: Policy, *, device: str, now: int, memory_budget: int | None = None
+    model: VerifiedModel,
+    identity: Identity,
+    policy: Policy,
+    *,
+    device: str,
+    now: int,
+    memory_budget: int | None = None,
+    secret: bool = False,
+    progress: Progress | None = None,
 ) -> LoadedModel:
     """Accept, decrypt, attach, and ask the known questions.
 
@@ -133,22 +196,31 @@ def load(
         device: ``cpu`` or ``cuda:N``.
         now: Unix time.
         memory_budget: largest plaintext in bytes, or None.
+        secret: hold the weights in memory that not even root can read; on the CPU only.
+        progress: called now and then with the bytes that are decrypted and those in all.
 
     Raises:
-        SealedModelError, TrustError, ModelError: it was refused; nothing of it is left in memory.
+        SealedModelError, TrustError, ModelError: it was refused; the buffer is zeroed, the backend dropped. Memory that
+            ONNX Runtime, or a computation, had of its own was freed and not zeroed.
+        HardeningError: the memory cannot be had.
     """
     licence = policy.accept(model, identity.recipient.id, now)
     size = model.manifest.payload.size
     if memory_budget is not None and size > memory_budget:
         raise ModelTooLarge(f"{model.subject}: needs {size} bytes, the budget is {memory_budget}")
+    place = _place(model.manifest.description.kind, device, secret=secret, subject=model.subject)
     cipher = model.unwrap(licence.grant, identity)
-    memory = PrivateMemory(size)
+    plaintext = hold(size, place, secret=secret)
     try:
-        model.decrypt_into(cipher, memory.view)
+        plaintext.decrypt(model, cipher, progress)
         del cipher
-        loaded = LoadedModel(model, licence, memory, artifact.parse(memory.view, subject=model.subject), device=device)
+        loaded = LoadedModel(model, licence, plaintext, device=device)
+    except BaseException:
+        plaintext.close()
+        raise
+    try:
         loaded.check_known_answers()
     except BaseException:
-        memory.close()
+        loaded.close()  # the backend too: what it copied goes back to the allocator
         raise
     return loaded

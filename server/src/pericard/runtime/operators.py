@@ -45,7 +45,7 @@ scaled_dot_product_attention tensordot upsample_bilinear2d upsample_linear1d ups
 
 _SHAPES = """
 _to_copy _unsafe_view alias arange broadcast_tensors broadcast_to bucketize cat chunk clone col2im concat concatenate
-constant_pad_nd contiguous detach diag diag_embed diagonal dropout dsplit expand expand_as eye fft_fft fft_ifft
+constant_pad_nd copy contiguous detach diag diag_embed diagonal dropout dsplit expand expand_as eye fft_fft fft_ifft
 fft_irfft fft_rfft flatten flip fliplr flipud full full_like gather hann_window hamming_window hsplit im2col index
 index_add index_fill index_put index_select linspace masked_fill meshgrid movedim narrow new_full new_ones new_zeros
 nonzero numpy_T one_hot ones ones_like pad permute ravel reflection_pad1d reflection_pad2d repeat repeat_interleave
@@ -66,17 +66,38 @@ ALLOWED_PYTHON: frozenset[str] = frozenset(
 #: Kinds of argument that Python's arithmetic may have: numbers, no text, no tensors.
 SCALARS: frozenset[str] = frozenset({"as_int", "as_bool", "as_float", "as_sym_int", "as_sym_bool", "as_sym_float"})
 
+#: What a program on its way to a seal may also call: these write in place, or are no computation, and decomposition
+#: rewrites every one of them as an operator of :data:`ALLOWED`. No sealed graph has them.
+REWRITTEN: frozenset[str] = frozenset(f"{name}_" for name in ALLOWED) | {"copy_", "zero_", "lift_fresh_copy"}
+
 _ATEN = re.compile(r"torch\.ops\.aten\.([A-Za-z_0-9]+)\.([A-Za-z_0-9]+)")
 _SIZES = {"sym_numel", "sym_size", "sym_stride"}
 _TENSORS = {"Tensor", "List[Tensor]"}
 _POSITIONAL, _KEYWORD = 1, 2
 _OFF = ({"as_bool": False}, {"as_float": 0.0}, {"as_int": 0})
-_NONE = {"as_none": True}
+_NONE: dict[str, object] = {"as_none": True}
+#: What torch's schemas call a number and its kernels take for one of a list, and the kind that it must be written as.
+_ENUMERATIONS = {
+    "ScalarType": "as_scalar_type",
+    "MemoryFormat": "as_memory_format",
+    "Layout": "as_layout",
+    "Device": "as_device",
+}
+#: Overloads that trust a second tensor's numbers for the sizes of the first, or any number for a type; and that nothing
+#: exports.
+_LEFT_OUT = {
+    "lstm.data", "gru.data", "rnn_tanh.data", "rnn_relu.data", "to.prim_Device", "to.prim_dtype", "to.prim_other",
+}  # fmt: skip
 
 
-def allowed(target: str) -> bool:
-    """Whether a graph node may call ``target``."""
-    return target in ALLOWED_PYTHON or _overload(target) is not None
+def allowed(target: str, *, sealed: bool = True) -> bool:
+    """Whether a graph node may call ``target``; what is not sealed yet may also call what will be rewritten."""
+    return target in ALLOWED_PYTHON or _overload(target) is not None or (not sealed and rewritten(target))
+
+
+def rewritten(target: str) -> bool:
+    """Whether ``target`` is an operator of :data:`REWRITTEN`."""
+    return _rewritten(target) is not None
 
 
 def refusal(target: str, given: list[tuple[str, int, dict[str, object]]]) -> str | None:
@@ -89,7 +110,7 @@ def refusal(target: str, given: list[tuple[str, int, dict[str, object]]]) -> str
         target: an allowed operator.
         given: name, kind and value of each argument, as torch.export writes them.
     """
-    overload = _overload(target)
+    overload = _overload(target) or _rewritten(target)
     if overload is None:
         return None
     names = [argument.name for argument in overload._schema.arguments]  # noqa: SLF001  (no public way)
@@ -101,6 +122,20 @@ def refusal(target: str, given: list[tuple[str, int, dict[str, object]]]) -> str
     if len(places) + len(by_name) != len(given):
         return "has an argument that is neither positional nor named"
     values = {name: value for name, _, value in given}
+    return _odd_kind(overload, values) or _switched(values)
+
+
+def _odd_kind(overload: torch._ops.OpOverload, values: dict[str, dict[str, object]]) -> str | None:
+    """A number where a type, a layout or a format belongs: a kernel uses it as it is."""
+    for argument in overload._schema.arguments:  # noqa: SLF001  (no public way)
+        wanted = _ENUMERATIONS.get(str(argument.real_type).removeprefix("Optional[").removesuffix("]"))
+        if wanted and not values.get(argument.name, _NONE).keys() <= {wanted, "as_none"}:
+            return f"has something else where its {argument.name} belongs"
+    return None
+
+
+def _switched(values: dict[str, dict[str, object]]) -> str | None:
+    """What makes an operator draw random numbers, or write."""
     for switch in ("train", "training", "dropout_p"):
         if switch in values and values[switch] not in _OFF:
             return f"has {switch} switched on"
@@ -112,13 +147,30 @@ def refusal(target: str, given: list[tuple[str, int, dict[str, object]]]) -> str
 @cache
 def _overload(target: str) -> torch._ops.OpOverload | None:
     """The overload that a target names, if it is pure."""
-    match = _ATEN.fullmatch(target)
-    if match is None or match[1] not in ALLOWED:
+    overload = _named(target, ALLOWED)
+    if overload is None:
         return None
-    packet = getattr(torch.ops.aten, match[1])
-    if match[2] not in packet.overloads():
-        return None
-    overload: torch._ops.OpOverload = getattr(packet, match[2])
     schema = overload._schema  # noqa: SLF001  (no public way)
     pure = not schema.is_mutable and all(str(value.type) in _TENSORS for value in schema.returns)
-    return overload if pure or (match[1] in _SIZES and not schema.is_mutable) else None
+    return overload if pure or (schema.name.removeprefix("aten::") in _SIZES and not schema.is_mutable) else None
+
+
+@cache
+def _rewritten(target: str) -> torch._ops.OpOverload | None:
+    """The overload that a target names, if decomposition rewrites it."""
+    overload = _named(target, REWRITTEN)
+    if overload is None:
+        return None
+    schema = overload._schema  # noqa: SLF001  (no public way)
+    return overload if all(str(value.type) in _TENSORS for value in schema.returns) else None
+
+
+def _named(target: str, names: frozenset[str]) -> torch._ops.OpOverload | None:
+    match = _ATEN.fullmatch(target)
+    packet = getattr(torch.ops.aten, match[1], None) if match and match[1] in names else None
+    if match is None or packet is None or match[2] not in packet.overloads():
+        return None
+    if f"{match[1]}.{match[2]}" in _LEFT_OUT:
+        return None
+    overload: torch._ops.OpOverload = getattr(packet, match[2])
+    return overload

@@ -6,10 +6,14 @@ as JSON before its signatures verified; every refusal is an error with a code; n
 """
 
 from pericard.sealed.artifact import Artifact, KnownAnswer, Source, Tensor
+from pericard.sealed.chunks import Progress
 from pericard.sealed.container import SealedModel, VerifiedModel
-from pericard.sealed.grant import Grant
+from pericard.sealed.detached import add_grants_beside, grants_beside, notices_in, read_grants, write_grants
+from pericard.sealed.embed import embed
+from pericard.sealed.grant import Grant, Term
 from pericard.sealed.manifest import Description, Manifest, Output, Signal, Tolerance
-from pericard.sealed.seal import Sealed, Term, seal
+from pericard.sealed.notice import Notice
+from pericard.sealed.seal import Sealed, require_new, seal
 
 __all__ = [
     "Artifact",
@@ -17,7 +21,9 @@ __all__ = [
     "Grant",
     "KnownAnswer",
     "Manifest",
+    "Notice",
     "Output",
+    "Progress",
     "Sealed",
     "SealedModel",
     "Signal",
@@ -26,5 +32,12 @@ __all__ = [
     "Term",
     "Tolerance",
     "VerifiedModel",
+    "add_grants_beside",
+    "embed",
+    "grants_beside",
+    "notices_in",
+    "read_grants",
+    "require_new",
     "seal",
+    "write_grants",
 ]

@@ -29,6 +29,7 @@ _MAX_INDEX = 64 << 20
 _MAX_TENSORS = 1 << 17
 _MAX_KNOWN_ANSWERS = 64
 _LENGTH = struct.Struct("<I")
+HEAD_SIZE = _LENGTH.size
 _TENSOR_NAME = re.compile(r"[\x21-\x7e]{1,512}")
 
 
@@ -105,18 +106,36 @@ def pack(
     return offsets[-1] + sizes[-1], _stream(head, offsets, [graph, *(source.data for source in sources)])
 
 
-def parse(data: memoryview, *, subject: str) -> Artifact:
+def index_end(head: bytes | memoryview, *, subject: str) -> int:
+    """Where the index ends, from the first :data:`HEAD_SIZE` bytes of the plaintext.
+
+    Raises:
+        MalformedModel: it claims more than an index may have.
+    """
+    try:
+        (length,) = _LENGTH.unpack_from(head, 0)
+        if length > _MAX_INDEX:
+            raise ValueError(f"it claims {length} bytes")
+    except (ValueError, struct.error) as error:
+        raise MalformedModel(f"{subject}: the artifact's index is not valid: {error}") from error
+    return HEAD_SIZE + int(length)
+
+
+def parse(data: memoryview, *, subject: str, size: int | None = None) -> Artifact:
     """Read the index of a decrypted, verified plaintext.
+
+    Args:
+        data: the plaintext, or as much of it as holds the index.
+        subject: the file's name, for errors.
+        size: bytes of the whole plaintext, where ``data`` is only its beginning.
 
     Raises:
         MalformedModel: it is not an artifact, or a part lies outside, overlaps, or does not fit its shape.
     """
+    end = index_end(data, subject=subject)
     try:
-        (length,) = _LENGTH.unpack_from(data, 0)
-        if length > _MAX_INDEX:
-            raise ValueError(f"it claims {length} bytes")
-        value = canonical.decode(bytes(data[_LENGTH.size : _LENGTH.size + length]), limit=_MAX_INDEX)
-        return _artifact(value, _LENGTH.size + length, len(data))
+        value = canonical.decode(bytes(data[HEAD_SIZE:end]), limit=_MAX_INDEX)
+        return _artifact(value, end, len(data) if size is None else size)
     except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise MalformedModel(f"{subject}: the artifact's index is not valid: {error}") from error
 
@@ -181,8 +200,8 @@ def _artifact(value: Mapping[str, JSON], start: int, end: int) -> Artifact:
         raise ValueError("graph has other fields than it should")
     if len(value["tensors"]) > _MAX_TENSORS or not 1 <= len(value["known_answers"]) <= _MAX_KNOWN_ANSWERS:
         raise ValueError("it holds too many tensors, or no known answer")
-    tensors = tuple(_tensor(item, ROLES) for item in value["tensors"])
-    answers = tuple(_known_answer(item) for item in value["known_answers"])
+    tensors = tuple(_tensor(item, ROLES) for item in _items(value["tensors"], "tensors"))
+    answers = tuple(_known_answer(item) for item in _items(value["known_answers"], "known answers"))
     if len({tensor.name for tensor in tensors}) != len(tensors):
         raise ValueError("two tensors have one name")
     answered = [tensor for answer in answers for tensor in (*answer.inputs, *answer.outputs)]
@@ -198,19 +217,26 @@ def _artifact(value: Mapping[str, JSON], start: int, end: int) -> Artifact:
     return Artifact((graph["offset"], graph["size"]), tensors, answers)
 
 
+def _items(value: JSON, name: str) -> list[JSON]:
+    if not isinstance(value, list):  # empty text would do for an empty list below
+        raise ValueError(f"bad {name}: not a list")  # noqa: TRY004  (one exception type)
+    return value
+
+
 def _known_answer(item: dict[str, JSON]) -> KnownAnswer:
     if item.keys() != {"inputs", "outputs"}:
         raise ValueError("a known answer has other fields than it should")
     return KnownAnswer(
-        tuple(_tensor(tensor, (ANSWER,)) for tensor in item["inputs"]),
-        tuple(_tensor(tensor, (ANSWER,)) for tensor in item["outputs"]),
+        tuple(_tensor(tensor, (ANSWER,)) for tensor in _items(item["inputs"], "inputs")),
+        tuple(_tensor(tensor, (ANSWER,)) for tensor in _items(item["outputs"], "outputs")),
     )
 
 
 def _tensor(item: dict[str, JSON], roles: tuple[str, ...]) -> Tensor:
     if item.keys() != {"name", "role", "dtype", "shape", "offset", "size"}:
         raise ValueError("a tensor has other fields than it should")
-    tensor = Tensor(item["name"], item["role"], item["dtype"], tuple(item["shape"]), item["offset"], item["size"])
+    shape = tuple(_items(item["shape"], "shape"))
+    tensor = Tensor(item["name"], item["role"], item["dtype"], shape, item["offset"], item["size"])
     if not _TENSOR_NAME.fullmatch(tensor.name):
         raise ValueError("a tensor has a bad name")
     if tensor.role not in roles or tensor.dtype not in DTYPES:

@@ -8,22 +8,25 @@ caller asks ``trust`` between steps 5 and 7.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from pericard.errors import CorruptPayload, MalformedModel, NoGrant, NotSealed, UntrustedPublisher
-from pericard.keys import Identity, Publisher, Signature, wipe
+from pericard.errors import BadGrant, CorruptPayload, MalformedModel, NoGrant, NotSealed
+from pericard.keys import Identity, Publisher, PublisherKey, Signature, wipe
+from pericard.sealed import chunks, layout, manifest, signer
 from pericard.sealed import grant as grants
-from pericard.sealed import layout, manifest
-from pericard.sealed.grant import Grant
-from pericard.sealed.payload import ChunkCipher, split, stored_length
+from pericard.sealed.chunks import Progress, Sink
+from pericard.sealed.grant import Grant, Term
+from pericard.sealed.payload import ChunkCipher
 
-Progress = Callable[[int, int], None]
+_COPY_STEP = 1 << 30
+_NO_RANGES = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}  # two file systems, or one without ranges
 
 
 class SealedModel:
@@ -90,7 +93,7 @@ class SealedModel:
             CorruptPayload: the file is shorter or longer than the manifest says.
         """
         # (3) both signatures, by a pinned publisher, over the received bytes
-        publisher = self._publisher(publishers)
+        publisher = signer.claimed(publishers, self.signatures, subject=self.subject)
         publisher.verify(layout.MANIFEST_DOMAIN, self.manifest_bytes, self.signatures, subject=self.subject)
         # (4) only now is the manifest read
         found = manifest.parse(self.manifest_bytes, subject=self.subject)
@@ -99,7 +102,8 @@ class SealedModel:
         digest = hashlib.sha256(self.manifest_bytes).hexdigest()
         # (5) every embedded grant, not only ours
         granted = [
-            grants.verify(body, signatures, publisher, manifest=digest) for body, signatures in self.packed_grants
+            grants.verify(body, signatures, publisher, manifest=digest, subject=f"{self.subject}: grant {number}")
+            for number, (body, signatures) in enumerate(self.packed_grants)
         ]
         # (6) the file ends where the last chunk ends
         size, expected = os.fstat(self._descriptor).st_size, self.payload_offset + found.payload.stored_size
@@ -107,16 +111,6 @@ class SealedModel:
             word = "short" if size < expected else "long"
             raise CorruptPayload(f"{self.subject}: is {abs(size - expected)} bytes too {word}")
         return VerifiedModel(self, publisher, found, digest, granted)
-
-    def _publisher(self, publishers: Iterable[Publisher]) -> Publisher:
-        # one whose signatures are not both there is told so by ``verify``, as a bad signature
-        closest = max(publishers, key=lambda publisher: publisher.claimed(self.signatures), default=None)
-        if closest is None or not closest.claimed(self.signatures):
-            raise UntrustedPublisher(
-                f"{self.subject}: was not signed by a publisher that this site pinned",
-                hint="compare the publisher's key with the vendor by another channel, then pin its publisher.pub",
-            )
-        return closest
 
     def read_chunk(self, offset: int, target: memoryview) -> None:
         """Read exactly ``len(target)`` payload bytes at a file offset.
@@ -132,6 +126,20 @@ class SealedModel:
         if length != len(target):
             raise CorruptPayload(f"{self.subject}: ends inside its payload")
 
+    def copy_payload(self, target: int) -> None:
+        """Append every stored chunk, as it is, to a file descriptor; the kernel copies.
+
+        Raises:
+            CorruptPayload: the file became shorter.
+            OSError: it cannot be read, or the target cannot be written.
+        """
+        offset, end = self.payload_offset, os.fstat(self._descriptor).st_size
+        while offset < end:
+            count = _copy(self._descriptor, target, offset, min(end - offset, _COPY_STEP))
+            if not count:
+                raise CorruptPayload(f"{self.subject}: ends inside its payload")
+            offset += count
+
     def close(self) -> None:
         """Close the file."""
         if self._descriptor >= 0:
@@ -143,6 +151,16 @@ class SealedModel:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+
+def _copy(source: int, target: int, offset: int, count: int) -> int:
+    """Copy inside the kernel; how many bytes it took."""
+    try:
+        return os.copy_file_range(source, target, count, offset)
+    except OSError as error:
+        if error.errno not in _NO_RANGES:
+            raise
+        return os.sendfile(target, source, offset, count)
 
 
 class VerifiedModel:
@@ -170,9 +188,38 @@ class VerifiedModel:
         self.manifest_hash = manifest_hash
         self.grants = granted
 
-    def add_grant(self, body: bytes, signatures: tuple[Signature, ...]) -> None:
-        """Add a detached grant, after the same checks as an embedded one."""
-        self.grants.append(grants.verify(body, signatures, self.publisher, manifest=self.manifest_hash))
+    def add_grant(self, body: bytes, signatures: tuple[Signature, ...], *, subject: str = "grant") -> None:
+        """Add a detached grant, after the same checks as an embedded one; ``subject`` names it in errors.
+
+        Raises:
+            BadSignature: its signatures are not by this model's publisher.
+            BadGrant: it is malformed or made for another file.
+        """
+        self.grants.append(
+            grants.verify(body, signatures, self.publisher, manifest=self.manifest_hash, subject=subject)
+        )
+
+    def grant(self, archive: Identity, key: PublisherKey, terms: Sequence[Term]) -> tuple[bytes, ...]:
+        """Make packed, signed grants, one for each term; the payload is not read.
+
+        Args:
+            archive: an identity that a grant of this file opens with, as a rule the publisher's own.
+            key: the private key of the publisher who signed this file.
+            terms: for whom and when.
+
+        Raises:
+            BadGrant: the key is another publisher's, or dates are not in order.
+            NoGrant: the file holds no grant for the archive.
+            WrongFileKey: the archive's grant holds another key than the manifest commits to.
+        """
+        if key.publisher.id != self.publisher.id:
+            raise BadGrant(f"{self.subject}: only its publisher, {self.publisher.id[:16]}, can grant it")
+        file_key = self.grants_for(archive.recipient.id)[0].unwrap(archive)
+        try:
+            self._cipher(file_key)
+            return tuple(grants.for_term(file_key, term, key, manifest=self.manifest_hash) for term in terms)
+        finally:
+            wipe(file_key)
 
     def grants_for(self, recipient: str) -> list[Grant]:
         """The grants made for a recipient.
@@ -184,7 +231,7 @@ class VerifiedModel:
         if not found:
             raise NoGrant(
                 f"{self.subject}: holds no grant for identity {recipient[:16]}",
-                hint="send identity.pub to the vendor and ask for a grant",
+                hint=f"send the public half of identity {recipient[:16]} to the vendor and ask for a grant",
             )
         return found
 
@@ -197,40 +244,52 @@ class VerifiedModel:
         """
         file_key = grant.unwrap(identity)
         try:
-            cipher = ChunkCipher(file_key, self.manifest.file_id)
+            return self._cipher(file_key)
         finally:
             wipe(file_key)
+
+    def _cipher(self, file_key: bytearray) -> ChunkCipher:
+        cipher = ChunkCipher(file_key, self.manifest.file_id)
         cipher.require(self.manifest.payload.commitment, subject=self.subject)
         return cipher
 
-    def decrypt_into(self, cipher: ChunkCipher, target: memoryview, *, progress: Progress | None = None) -> None:
+    def decrypt_into(
+        self, cipher: ChunkCipher, target: memoryview, *, workers: int | None = None, progress: Progress | None = None
+    ) -> None:
         """(9) Check and decrypt every chunk into one buffer of exactly ``manifest.payload.size`` bytes.
 
         On any failure the buffer is zeroed before the error leaves.
 
+        Args:
+            cipher: what :meth:`unwrap` gave.
+            target: the buffer.
+            workers: threads; by default one a core.
+            progress: called now and then with the bytes that are done and those in all.
+
         Raises:
             CorruptPayload: a chunk is not the one that was signed.
         """
-        payload = self.manifest.payload
-        if len(target) != payload.size:
-            raise ValueError(f"buffer: holds {len(target)} bytes, wanted {payload.size}")
-        # read into memory of our own before hashing: the file may change under our hands
-        scratch = bytearray(stored_length(min(payload.size, layout.CHUNK_SIZE)))
+        if len(target) != self.manifest.payload.size:
+            raise ValueError(f"buffer: holds {len(target)} bytes, wanted {self.manifest.payload.size}")
+        count = len(self.manifest.payload.chunks)
         try:
-            for index, last, offset, length in split(payload.size):
-                stored = memoryview(scratch)[: stored_length(length)]
-                position = self._source.payload_offset + index * stored_length(layout.CHUNK_SIZE)
-                self._source.read_chunk(position, stored)
-                cipher.decrypt_into(
-                    index,
-                    last=last,
-                    stored=stored,
-                    digest=payload.chunks[index],
-                    target=target[offset : offset + length],
-                    subject=self.subject,
-                )
-                if progress is not None:
-                    progress(offset + length, payload.size)
+            sinks = [chunks.HostSink(target) for _ in range(min(workers or chunks.default_workers(), count))]
+            self.decrypt_to(cipher, sinks, progress=progress)
         except BaseException:
             wipe(target)
             raise
+
+    def decrypt_to(self, cipher: ChunkCipher, sinks: Sequence[Sink], *, progress: Progress | None = None) -> None:
+        """Check and decrypt every chunk to where the sinks take it, one worker for each sink; part of step 9.
+
+        On a failure it is the caller who wipes what the sinks took.
+
+        Raises:
+            CorruptPayload: a chunk is not the one that was signed.
+        """
+        start = self._source.payload_offset
+
+        def read(offset: int, target: memoryview) -> None:
+            self._source.read_chunk(start + offset, target)
+
+        chunks.Decryption(self.manifest.payload, cipher, read, subject=self.subject).run(sinks, progress)

@@ -27,6 +27,23 @@ _MAX_GRACE_DAYS = 366
 
 
 @dataclass(frozen=True, slots=True)
+class Term:
+    """For whom and when: one grant to be made.
+
+    Attributes:
+        recipient: whom.
+        not_before: first second, Unix time.
+        not_after: last second, Unix time.
+        grace_days: days of service after ``not_after``.
+    """
+
+    recipient: Recipient
+    not_before: int
+    not_after: int
+    grace_days: int
+
+
+@dataclass(frozen=True, slots=True)
 class Grant:
     """A grant whose signatures verified.
 
@@ -81,38 +98,52 @@ def make(
     return pack_grant(body, signer.sign(GRANT_DOMAIN, body))
 
 
-def verify(body: bytes, signatures: tuple[Signature, ...], publisher: Publisher, *, manifest: str) -> Grant:
+def for_term(file_key: bytearray, term: Term, signer: PublisherKey, *, manifest: str) -> bytes:
+    """As :func:`make`, for one term."""
+    return make(
+        file_key,
+        term.recipient,
+        signer,
+        manifest=manifest,
+        not_before=term.not_before,
+        not_after=term.not_after,
+        grace_days=term.grace_days,
+    )
+
+
+def verify(
+    body: bytes, signatures: tuple[Signature, ...], publisher: Publisher, *, manifest: str, subject: str = "grant"
+) -> Grant:
     """Verify a grant's signatures, then read it, then check that it belongs to this manifest.
 
     Raises:
         BadSignature: the publisher did not sign it.
         BadGrant: it is malformed, or made for another file.
     """
-    publisher.verify(GRANT_DOMAIN, body, signatures, subject="grant")
+    publisher.verify(GRANT_DOMAIN, body, signatures, subject=subject)
     try:
-        value = canonical.decode(body, limit=MAX_GRANT)
+        grant = _parse(canonical.decode(body, limit=MAX_GRANT))
+        if grant.manifest != manifest:
+            raise ValueError("was made for another sealed model")
     except ValueError as error:
-        raise BadGrant(f"grant: {error}") from error
-    grant = _parse(value)
-    if grant.manifest != manifest:
-        raise BadGrant("grant: was made for another sealed model")
+        raise BadGrant(f"{subject}: {error}") from error
     return grant
 
 
 def _parse(value: dict[str, JSON]) -> Grant:
     if value.keys() != _FIELDS or value["format"] != FORMAT:
-        raise BadGrant("grant: has other fields than it should")
+        raise ValueError("has other fields than it should")
     times = [value["not_before"], value["not_after"], value["grace_days"]]
     if not all(
         isinstance(number, int) and not isinstance(number, bool) and 0 <= number < _MAX_TIME for number in times
     ):
-        raise BadGrant("grant: has a bad date")
+        raise ValueError("has a bad date")
     not_before, not_after, grace_days = times
     if not_before >= not_after or grace_days > _MAX_GRACE_DAYS:
-        raise BadGrant("grant: has a bad date")
+        raise ValueError("has a bad date")
     for name in ("recipient", "manifest"):
         if not isinstance(value[name], str) or not _HEX.fullmatch(value[name]):
-            raise BadGrant(f"grant: has a bad {name}")
+            raise ValueError(f"has a bad {name}")
     wrapped = _wrapped(value["wrapped_key"])
     return Grant(value["recipient"], value["manifest"], not_before, not_after, grace_days, wrapped)
 
@@ -121,9 +152,10 @@ def _wrapped(text: JSON) -> bytes:
     try:
         wrapped = binascii.a2b_base64(text.encode("ascii"), strict_mode=True) if isinstance(text, str) else b""
     except ValueError as error:
-        raise BadGrant("grant: has a bad wrapped_key") from error
-    if len(wrapped) != FILE_KEY_SIZE + WRAP_OVERHEAD:
-        raise BadGrant("grant: has a bad wrapped_key")
+        raise ValueError("has a bad wrapped_key") from error
+    # one text for one ciphertext: the decoder lets unused bits be anything
+    if len(wrapped) != FILE_KEY_SIZE + WRAP_OVERHEAD or base64.b64encode(wrapped).decode("ascii") != text:
+        raise ValueError("has a bad wrapped_key")
     return wrapped
 
 

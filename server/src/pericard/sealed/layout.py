@@ -29,12 +29,15 @@ MAX_MANIFEST = 4 << 20
 MAX_SIGNATURES = 16 << 10
 MAX_GRANTS = 32 << 20
 MAX_GRANT = 16 << 10
+MAX_EMBEDDED = 4096  # grants that a writer puts into one file; later ones are files of their own
+MAX_NOTICE = 16 << 10
 CHUNK_SIZE = 1 << 20
 TAG_SIZE = 16
 MAX_PAYLOAD = 1 << 40
 
 MANIFEST_DOMAIN = "pericard/v1/manifest"
 GRANT_DOMAIN = "pericard/v1/grant"
+NOTICE_DOMAIN = "pericard/v1/notice"
 
 _COUNT8 = struct.Struct("<B")
 _COUNT16 = struct.Struct("<H")
@@ -121,6 +124,13 @@ def unpack_signatures(data: bytes, offset: int, *, subject: str) -> tuple[tuple[
 def pack_grant(body: bytes, signatures: tuple[Signature, ...]) -> bytes:
     """One grant: length, body, signature block."""
     return _LENGTH.pack(len(body)) + body + pack_signatures(signatures)
+
+
+def pack_head(manifest: bytes, signatures: tuple[Signature, ...], grants: tuple[bytes, ...]) -> bytes:
+    """Everything before the first chunk, from packed grants."""
+    parts = (manifest, pack_signatures(signatures), pack_grants(grants))
+    lengths = Lengths(*map(len, parts))
+    return (pack_header(lengths) + b"".join(parts)).ljust(lengths.payload_offset, b"\0")
 
 
 def pack_grants(grants: tuple[bytes, ...]) -> bytes:

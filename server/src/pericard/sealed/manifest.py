@@ -18,9 +18,11 @@ from pericard.tensors import NAME, TensorSpec
 
 FORMAT = "pericard/sealed-model/v1"
 AEAD = "A256GCM"
-KINDS = ("exported",)
+KINDS = ("exported", "onnx")
 UNITS = ("mV", "uV")
 _MAX_BATCH = 4096
+#: The highest sequence and floor: the largest number that an audit record holds.
+MAX_SEQUENCE = (1 << 53) - 1
 _HEX = re.compile(r"[0-9a-f]{64}")
 _TEXT = re.compile(r"[\x20-\x7e]{0,2000}")
 
@@ -178,6 +180,20 @@ def _signal_json(signal: Signal | None) -> JSON:
     }
 
 
+def check(description: Description) -> None:
+    """Read a description back as any site will, before there is a payload.
+
+    Raises:
+        ValueError: a site would refuse it; says what.
+    """
+    made = Manifest(bytes(32), 0, "0" * 64, description, Payload(1, bytes(32), (bytes(32),)))
+    try:
+        data = made.encode()
+    except OverflowError as error:
+        raise ValueError(f"holds a number that is out of bounds: {error}") from error
+    _manifest(_Fields(canonical.decode(data, limit=MAX_MANIFEST)))
+
+
 def parse(data: bytes, *, subject: str) -> Manifest:
     """Read a manifest whose signatures were verified.
 
@@ -204,16 +220,16 @@ class _Fields:
             raise ValueError(f"lacks {self._path(key)}")
         return self._left.pop(key)
 
-    def text(self, key: str, pattern: re.Pattern[str] = _TEXT) -> str:
+    def text(self, key: str, pattern: re.Pattern[str] = _TEXT, allowed: str = "") -> str:
         value = self.take(key)
         if not isinstance(value, str) or not pattern.fullmatch(value):
-            raise ValueError(f"has a bad {self._path(key)}")
+            raise ValueError(f"has a bad {self._path(key)}{_allowed(allowed)}")
         return value
 
-    def integer(self, key: str, low: int, high: int) -> int:
+    def integer(self, key: str, low: int, high: int, allowed: str = "") -> int:
         value = self.take(key)
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise ValueError(f"has a bad {self._path(key)}")
+            raise ValueError(f"has a bad {self._path(key)}{_allowed(allowed)}")
         return value
 
     def optional_integer(self, key: str, low: int, high: int) -> int | None:
@@ -245,6 +261,10 @@ class _Fields:
         return f"{self._name}.{key}" if self._name else key
 
 
+def _allowed(words: str) -> str:
+    return f" (allowed: {words})" if words else ""
+
+
 def _manifest(top: _Fields) -> Manifest:
     if top.take("format") != FORMAT:
         raise ValueError("is of another format version")
@@ -272,17 +292,19 @@ def _description(top: _Fields, publisher: _Fields) -> Description:
     if required is not None and not (isinstance(required, str) and _HEX.fullmatch(required)):
         raise ValueError("has a bad runtime.required")
     description = Description(
-        name=model.text("name", NAME),
-        version=model.text("version", re.compile(r"[0-9A-Za-z][0-9A-Za-z.+_-]{0,63}")),
-        sequence=model.integer("sequence", 1, 1 << 53),
-        floor=model.integer("floor", 0, 1 << 53),
+        name=model.text("name", NAME, "1 to 64 of a-z, 0-9 and . _ -"),
+        version=model.text(
+            "version", re.compile(r"[0-9A-Za-z][0-9A-Za-z.+_-]{0,63}"), "1 to 64 of A-Z, a-z, 0-9 and . + _ -"
+        ),
+        sequence=model.integer("sequence", 1, MAX_SEQUENCE, "1 to 2^53-1"),
+        floor=model.integer("floor", 0, MAX_SEQUENCE, "0 to 2^53-1"),
         kind=model.text("kind", re.compile("|".join(KINDS))),
-        publisher_name=publisher.text("name"),
-        intended_use=model.text("intended_use"),
+        publisher_name=publisher.text("name", allowed="up to 2000 printable ASCII characters"),
+        intended_use=model.text("intended_use", allowed="up to 2000 printable ASCII characters"),
         inputs=inputs,
         outputs=outputs,
         signal=_signal(top.take("signal"), inputs),
-        max_batch=batch.integer("max", 1, _MAX_BATCH),
+        max_batch=batch.integer("max", 1, _MAX_BATCH, f"1 to {_MAX_BATCH}"),
         buckets=tuple(_bucket(item) for item in batch.items("buckets", 1, 16)),
         tolerance=_tolerance(top.fields("tolerance")),
         sealed_in=runtime.text("sealed_in", _HEX),
@@ -302,7 +324,7 @@ def _description(top: _Fields, publisher: _Fields) -> Description:
 
 def _bucket(item: JSON) -> int:
     if not isinstance(item, int) or isinstance(item, bool) or not 1 <= item <= _MAX_BATCH:
-        raise ValueError("has a bad batch bucket")
+        raise ValueError(f"has a bad batch bucket (allowed: 1 to {_MAX_BATCH})")
     return item
 
 
@@ -318,7 +340,7 @@ def _spec(fields: _Fields, *, last: bool = True) -> TensorSpec:
 
 def _output(fields: _Fields) -> Output:
     spec = _spec(fields, last=False)
-    meaning = fields.text("meaning", re.compile("|score|timeline"))
+    meaning = fields.text("meaning", re.compile("|score|timeline"), "score, timeline, or nothing")
     threshold = fields.optional_integer("threshold_micro", -(10**15), 10**15)
     frame = fields.optional_integer("frame_us", 1, 10**12)
     fields.done()
@@ -330,7 +352,7 @@ def _signal(value: JSON, inputs: tuple[TensorSpec, ...]) -> Signal | None:
         return None
     fields = _Fields(value, "signal")
     rate = fields.integer("sampling_rate_millihertz", 1, 10**12) / 1e3
-    unit = fields.text("unit", re.compile("|".join(UNITS)))
+    unit = fields.text("unit", re.compile("|".join(UNITS)), ", ".join(UNITS))
     leads = []
     for names in fields.items("leads", 1, 64):
         if not isinstance(names, list) or not 1 <= len(names) <= 8:  # noqa: PLR2004  (as the spec says)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pericard.keys import Identity
+from pericard.errors import KeyFileInvalid
+from pericard.keys import Identity, kind_of
+from pericard.unlock.locked import LOCKED
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,4 +18,8 @@ class PlainFile:
 
     def seed(self) -> bytearray:
         """The seed; raises ``KeyFileExposed`` or ``KeyFileInvalid``."""
+        if kind_of(self.path) == LOCKED:
+            raise KeyFileInvalid(
+                f"{self.path}: is locked", hint="identity.unlock names the lock; `pericard identity show` says which"
+            )
         return Identity.read_seed(self.path)

@@ -1,12 +1,12 @@
-"""The one interface of every key source."""
+"""The two interfaces of the room: what gives an identity, and what locks one."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
-from pericard.errors import ConfigError
-from pericard.unlock.file import PlainFile
+#: What stands in an identity file about its lock: canonical JSON, nothing secret.
+Parameters = Mapping[str, Any]
 
 
 class KeySource(Protocol):
@@ -21,12 +21,36 @@ class KeySource(Protocol):
         ...
 
 
-def source_for(kind: str, path: Path) -> KeySource:
-    """The key source that the configuration names.
+class Lock(Protocol):
+    """Something that holds a 32-byte key-encryption key, or can make it again."""
 
-    Raises:
-        ConfigError: there is no such kind.
-    """
-    if kind != "file":
-        raise ConfigError(f"identity.unlock: {kind!r} is not a key source", hint="the only source so far is 'file'")
-    return PlainFile(path)
+    def make(self, recipient: str) -> tuple[bytearray, dict[str, Any]]:
+        """A fresh key, and the parameters from which this lock finds it again.
+
+        Args:
+            recipient: id of the identity that is being locked; a lock that can binds the key to it.
+
+        Returns:
+            The key, which the caller wipes, and parameters for the identity file: canonical JSON without ``kind``.
+
+        Raises:
+            KeySourceUnavailable: what holds the key cannot be reached, or is not there.
+            UnlockRefused: it answered, and refused.
+        """
+        ...
+
+    def open(self, parameters: Parameters, recipient: str) -> bytearray:
+        """The key that :meth:`make` made with these parameters; the caller wipes it.
+
+        The parameters are unproven when they come in: whoever can write the file chose them.
+
+        Raises:
+            KeyFileInvalid: the parameters are not ones that this lock makes.
+            KeySourceUnavailable: what holds the key cannot be reached, or is not there.
+            UnlockRefused: it answered, and refused.
+        """
+        ...
+
+    def close(self) -> None:
+        """Wipe what the lock keeps, such as a passphrase."""
+        ...
