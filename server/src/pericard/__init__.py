@@ -19,6 +19,6 @@ __all__ = ["Model", "__version__", "load", "seal", "term"]
 def __getattr__(name: str) -> Any:  # noqa: ANN401  (whatever the name stands for)
     if name not in __all__:
         raise AttributeError(f"module 'pericard' has no attribute {name!r}")
-    from pericard import library  # noqa: PLC0415
+    from pericard import library  # noqa: PLC0415  (it brings torch)
 
     return getattr(library, name)

@@ -13,7 +13,7 @@ import os
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -56,26 +56,19 @@ def create(path: Path, data: bytes | bytearray, *, mode: int = 0o600) -> None:
 
 
 @contextmanager
-def replacing(path: Path, *, mode: int = 0o600) -> Iterator[BinaryIO]:
-    """A buffered file to write to, which takes its place when the block ends without an error.
-
-    Raises:
-        OSError: it could not be made durable; the old one is still there.
-    """
-    with _streamed(path, mode, Path.replace) as out:
-        yield out
-
-
-@contextmanager
 def creating(path: Path, *, mode: int = 0o600) -> Iterator[BinaryIO]:
-    """As :func:`replacing`, but its name is taken only if it is free when the block ends.
+    """A buffered file to write to, whose name is taken when the block ends without an error, if it is free then.
 
     Raises:
         FileExistsError: the name is taken.
         OSError: it could not be made durable; nothing is left.
     """
-    with _streamed(path, mode, os.link) as out:  # not rename, which would replace
-        yield out
+    with _temporary(path, mode) as (descriptor, name):
+        with open(descriptor, "wb", closefd=False) as out:
+            yield out
+        os.fsync(descriptor)
+        os.link(name, path)  # not rename, which would replace
+    sync_folder(path.parent)
 
 
 def read(path: Path, *, limit: int) -> bytes:
@@ -137,16 +130,6 @@ def _temporary(path: Path, mode: int) -> Iterator[tuple[int, Path]]:
     finally:
         os.close(descriptor)
         Path(name).unlink(missing_ok=True)
-
-
-@contextmanager
-def _streamed(path: Path, mode: int, place: Callable[[Path, Path], object]) -> Iterator[BinaryIO]:
-    with _temporary(path, mode) as (descriptor, name):
-        with open(descriptor, "wb", closefd=False) as out:
-            yield out
-        os.fsync(descriptor)
-        place(name, path)
-    sync_folder(path.parent)
 
 
 def _write(descriptor: int, data: bytes | bytearray) -> None:

@@ -21,16 +21,19 @@ def test_a_new_file_takes_only_a_free_name(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["it"]
 
 
-def test_what_fails_half_way_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
-    durable.replace(tmp_path / "it", b"old")
-
+def test_what_fails_half_way_or_too_late_leaves_what_was_there_and_nothing_else(tmp_path: Path) -> None:
     def interrupted() -> None:
-        with durable.replacing(tmp_path / "it") as out:
+        with durable.creating(tmp_path / "it") as out:
             out.write(b"half")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
+    assert list(tmp_path.iterdir()) == []
+
+    durable.replace(tmp_path / "it", b"old")
+    with pytest.raises(FileExistsError), durable.creating(tmp_path / "it") as out:
+        out.write(b"new")
     assert (tmp_path / "it").read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["it"]
 

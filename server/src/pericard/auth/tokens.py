@@ -12,7 +12,6 @@ import fcntl
 import hmac
 import os
 import re
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 
+from pericard import durable
 from pericard.auth.principal import OPERATIONS, Principal
 from pericard.errors import ConfigError, Unauthenticated
 
@@ -218,20 +218,5 @@ def _read(path: Path) -> bytes | None:
 
 def _replace(path: Path, data: bytes) -> None:
     """Replace a file whole or not at all; what root writes belongs to whom the folder belongs, who runs the server."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as out:
-        try:
-            if os.geteuid() == 0:
-                owner = path.parent.stat()
-                os.fchown(out.fileno(), owner.st_uid, owner.st_gid)
-            out.write(data)
-            out.flush()
-            os.fsync(out.fileno())
-            Path(out.name).replace(path)
-        except BaseException:
-            Path(out.name).unlink(missing_ok=True)
-            raise
-    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    folder = path.parent.stat() if os.geteuid() == 0 else None
+    durable.replace(path, data, owner=None if folder is None else (folder.st_uid, folder.st_gid))

@@ -8,7 +8,6 @@ the interpreter's lock. Chunks are handed out in order; the first failure stops 
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -16,7 +15,7 @@ from typing import Protocol
 
 from pericard.sealed.layout import CHUNK_SIZE
 from pericard.sealed.manifest import Payload
-from pericard.sealed.payload import ChunkCipher, stored_length
+from pericard.sealed.payload import ChunkCipher, split, stored_length
 
 #: Called as ``progress(bytes done, bytes in all)``, in the caller's thread.
 Progress = Callable[[int, int], None]
@@ -77,7 +76,7 @@ class Decryption:
             subject: the file's name, for errors.
         """
         self._payload, self._cipher, self._read, self._subject = payload, cipher, read, subject
-        self._next = itertools.count()  # one step of it is atomic
+        self._places = iter(tuple(split(payload.size)))  # one step of it is atomic, which a generator's is not
         self._stopped = False
         self._failures: list[tuple[int, BaseException]] = []
         self._done = 0
@@ -104,19 +103,17 @@ class Decryption:
             progress(self._payload.size, self._payload.size)
 
     def _work(self, sink: Sink) -> None:
-        size, hashes = self._payload.size, self._payload.chunks
-        scratch = bytearray(stored_length(min(size, CHUNK_SIZE)))
-        for index in self._next:
-            if self._stopped or index >= len(hashes):
+        hashes = self._payload.chunks
+        scratch = bytearray(stored_length(min(self._payload.size, CHUNK_SIZE)))
+        for index, last, offset, length in self._places:
+            if self._stopped:
                 return
             try:
-                offset = index * CHUNK_SIZE
-                length = min(CHUNK_SIZE, size - offset)
                 stored = memoryview(scratch)[: stored_length(length)]
                 self._read(index * stored_length(CHUNK_SIZE), stored)
                 self._cipher.decrypt_into(
                     index,
-                    last=index == len(hashes) - 1,
+                    last=last,
                     stored=stored,
                     digest=hashes[index],
                     target=sink.slot(offset, length),

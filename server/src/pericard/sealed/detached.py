@@ -7,7 +7,6 @@ by their names alone, since nothing in them is believed yet.
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -117,20 +116,9 @@ def notices_in(folder: Path) -> list[Path]:
 def read(path: Path, *, limit: int, refusal: type[SealedModelError]) -> bytes:
     """Everything in one regular file of at most ``limit`` bytes; what it is not, or cannot be, raises ``refusal``."""
     try:
-        # O_NONBLOCK: a named pipe in the file's place must be refused, not waited for
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb") as file:
-            found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode):
-                raise refusal(f"{path.name}: is not a regular file")
-            if found.st_size > limit:
-                raise refusal(f"{path.name}: is larger than {limit} bytes")
-            data = file.read(limit + 1)
+        return durable.read(path, limit=limit)
     except OSError as error:
         raise refusal(f"{path.name}: cannot be read: {(error.strerror or 'i/o error').lower()}") from error
-    if len(data) > limit:
-        raise refusal(f"{path.name}: is larger than {limit} bytes")
-    return data
 
 
 def _listing(folder: Path, refusal: type[SealedModelError]) -> list[str]:
