@@ -10,10 +10,10 @@ VENV ?= .venv
 PYTHON := $(VENV)/bin/python
 PIP := $(PYTHON) -m pip install -qq --no-input --progress-bar off -c constraints/dev.txt
 ENV_STAMP := $(VENV)/.installed
-ENV_INPUTS := $(filter-out constraints/bench.txt,$(wildcard constraints/*.txt)) server/pyproject.toml client/pyproject.toml
+ENV_INPUTS := $(filter-out constraints/bench%.txt constraints/clients.txt,$(wildcard constraints/*.txt)) server/pyproject.toml client/pyproject.toml
 
-# Words that codespell takes for others: a class of sympy.
-NOT_MISSPELT := unequality
+# Words that codespell takes for others: a class of sympy, an instruction set of Arm.
+NOT_MISSPELT := unequality,sme
 
 # What the tests use beyond pip: the command, and the Debian package that brings it.
 SYSTEM_TOOLS := ps:procps strace:strace promtool:prometheus systemd-analyze:systemd \
@@ -53,8 +53,16 @@ check: $(ENV_STAMP) ## format, lint, types, import contracts, spelling, YAML, th
 	$(PYTHON) -m yamllint --strict .
 	bash -n .ci/run
 
+# The inference clients of others, unmodified: only the tests' own processes see them.
+CLIENTS := build/test-clients
+$(CLIENTS)/.installed: constraints/clients.txt | $(ENV_STAMP)
+	@echo "test: inference clients"
+	@rm -rf $(CLIENTS)
+	@$(PYTHON) -m pip install -qq --no-input --progress-bar off --no-deps --target $(CLIENTS) -r constraints/clients.txt
+	@touch $@
+
 .PHONY: test
-test: $(ENV_STAMP) ## every test, with coverage (ARGS='tests/unit -k name' for some of them, without)
+test: $(ENV_STAMP) $(CLIENTS)/.installed ## every test, with coverage (ARGS='tests/unit -k name' for some of them, without)
 ifdef ARGS
 	$(PYTHON) -m pytest $(ARGS)
 else
@@ -74,7 +82,7 @@ demo: $(ENV_STAMP) ## seal the ECG model, serve it, ask it, verify the evidence 
 	$(PYTHON) examples/demo.py $(if $(ONCE),--once)
 
 # A benchmark is a folder under tests/bench/ whose __main__.py says in its first line what it measures. Peers that one
-# compares with never enter .venv: only their own processes see them.
+# compares with never enter .venv: only their own processes see them. BENCH=serve installs its own, each apart.
 PEERS := build/bench-peers
 $(PEERS)/.installed: constraints/bench.txt | $(ENV_STAMP)
 	@echo "bench: peers"

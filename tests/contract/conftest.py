@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,29 +75,38 @@ def alone(tokens: Path, keys: Keys, loop: serving.Loop) -> Iterator[Door]:
         yield made
 
 
-@pytest.fixture(params=["answer", "application", "uvicorn"])
+@pytest.fixture(params=["answer", "application", "raw", "uvicorn"])
 def entrance(wide: Door, request: pytest.FixtureRequest) -> Entrance:
     return wide.entrances[request.param]
 
 
-@pytest.fixture(params=["answer", "application", "uvicorn"])
+@pytest.fixture(params=["answer", "application", "raw", "uvicorn"])
 def narrow_entrance(narrow: Door, request: pytest.FixtureRequest) -> Entrance:
     return narrow.entrances[request.param]
 
 
-@pytest.fixture(params=["answer", "application", "uvicorn"])
+@pytest.fixture(params=["answer", "application", "raw", "uvicorn"])
 def alone_entrance(alone: Door, request: pytest.FixtureRequest) -> Entrance:
     return alone.entrances[request.param]
 
 
 @pytest.fixture(scope="session")
 def full(tmp_path_factory: pytest.TempPathFactory, tokens: Path, keys: Keys, loop: serving.Loop) -> Iterator[Door]:
-    """The entrances to an engine whose queue is full, and stays so: it was never started."""
+    """The entrances to an engine whose queue is full, and stays so: its one computation does not end."""
     place = serving.Site(tmp_path_factory.mktemp("full"))
-    with place.engine(place.seal(), started=False, queue=1) as engine, door(engine, tokens, loop) as made:
-        waiting = made.links[0].infer(serving.question(deadline_ms=600_000), serving.row(serving.GOOD))
-        asked = asyncio.run_coroutine_threadsafe(waiting, loop.loop)
-        while len(engine._scheduler) == 0:
-            time.sleep(0.005)
+    held = threading.Event()
+    with place.engine(place.seal(), queue=1) as engine, door(engine, tokens, loop) as made:
+        (served,) = engine._repository
+        computes = served.models[0].infer
+        served.models[0].infer = lambda inputs: (held.wait(), computes(inputs))[1]
+        link = made.links[0]
+
+        async def ask() -> None:
+            serving.ask(link, serving.row(serving.GOOD), serving.number_of(link), seconds=600, deadline_ms=600_000)
+
+        for waiting in (0, 1):  # one in work, one in the queue
+            loop.run(ask())
+            while len(engine._scheduler) < waiting or served.waiting <= waiting:
+                time.sleep(0.005)
         yield made
-        asked.cancel()
+        held.set()

@@ -133,7 +133,6 @@ UNFIT: dict[str, bytes] = {
     "an empty list": body(b"[]"),
     "an empty strip": body(b"[[]]"),
     "an empty item": body(b"[[[]]]"),
-    "too few samples": body(strip(b"1", SAMPLES - 1)),
     "too many samples": body(strip(b"1", SAMPLES + 1)),
     "two thousand samples": body(strip(b"1", 2000)),
     "a number beyond float64": body(strip(b"1e999")),
@@ -226,7 +225,6 @@ def test_any_damage_to_a_body_is_answered_or_refused(wide: Door, keys: Keys, pla
 
 MEDIA: list[dict[str, str]] = [
     {"content-type": "text/plain"},
-    {"content-type": "application/octet-stream"},
     {"content-type": "application/x-www-form-urlencoded"},
     {"content-type": "multipart/form-data; boundary=x"},
     {"content-type": "application/vnd.bentoml+pickle"},
@@ -236,15 +234,13 @@ MEDIA: list[dict[str, str]] = [
     {"content-type": "application/json-seq"},
     {"content-type": ""},
     {"x-nothing": "no content type at all"},
-    {"content-type": "application/json", "content-encoding": "gzip"},
-    {"content-type": "application/json", "content-encoding": "identity"},
     {"content-type": "application/json", "content-encoding": "br, gzip"},
     {"content-type": "x" * 5000},
 ]
 
 
 @pytest.mark.parametrize("headers", MEDIA, ids=lambda headers: str(headers)[:60])
-def test_only_plain_json_is_taken(entrance: Entrance, keys: Keys, headers: dict[str, str]) -> None:
+def test_other_media_are_refused(entrance: Entrance, keys: Keys, headers: dict[str, str]) -> None:
     data = gzip.compress(body()) if "content-encoding" in headers else body()
 
     check(predict(entrance, keys.good, data, headers), "unsupported-media-type")
@@ -258,7 +254,7 @@ def test_a_compressed_bomb_is_not_opened(entrance: Entrance, keys: Keys) -> None
         {"content-type": "application/json"},
     ):
         reply = predict(entrance, keys.good, bomb, headers)
-        check(reply, "unsupported-media-type" if "content-encoding" in headers else "malformed-request")
+        check(reply, "request-too-large" if "content-encoding" in headers else "malformed-request")
 
 
 @pytest.mark.parametrize("kind", ["application/json; charset=utf-8", "Application/JSON", "application/json ;x=y"])

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import serving
-from entrances import Door, Keys, bearer, predict_body
+from entrances import Door, Keys, bearer, body_of, path_of, predict_body
 from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 
 from pericard.edge import problems
-from pericard.edge.answer import OPEN, ROUTES
+from pericard.edge.answer import ROUTES
+from pericard.edge.gate import OPEN
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGET = ROOT / "docs/spec/http-api.openapi.json"
@@ -71,12 +72,29 @@ def test_each_route_stands_in_the_document_and_on_the_page() -> None:
     assert sorted((method, path) for method, path, _ in OPERATIONS) == sorted(
         (route.method, route.path) for route in ROUTES
     )
+    documented = page_routes()
+    assert sorted((method, path) for method, path, _ in documented) == sorted(
+        (route.method, route.path) for route in ROUTES
+    )
+    permissions = {(route.method, route.path): route.permission for route in ROUTES}
+    for method, path, cell in documented:
+        needed = permissions[method, path]
+        assert cell.startswith("none" if needed == OPEN else f"`{needed}`"), (method, path)
+
+
+def page_routes() -> list[tuple[str, str, str]]:
+    """Method, path and permission of every route in the page's table, with its abbreviations written out."""
     table = PAGE[PAGE.index("## Routes") : PAGE.index("## `POST /predict`")]
-    documented = re.findall(r"`(GET|POST) (/[^`]*)`", table)
-    assert sorted(documented) == sorted((route.method, route.path) for route in ROUTES)
-    for route in ROUTES:
-        (line,) = [line for line in table.splitlines() if f"`{route.method} {route.path}`" in line]
-        assert ("none" if route.permission == OPEN else f"`{route.permission}`") in line.split("|")[2]
+    rows = [line.split("|")[1:3] for line in table.splitlines() if line.startswith("| `")]
+    found: list[tuple[str, str, str]] = []
+    for routes, permission in rows:
+        method = path = ""
+        for text in re.findall(r"`([^`]+)`", routes):
+            verb, _, rest = text.rpartition(" ")
+            method, path = verb or method, rest.replace("…", path.rpartition("/")[0])
+            models = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}") if "{model}" in path else ("",)
+            found += [(method, path.replace("{model}", model), permission.strip()) for model in models]
+    return found
 
 
 def test_each_operation_says_what_it_needs() -> None:
@@ -116,11 +134,13 @@ def closed(value: Any, name: str) -> None:
 
 def test_real_answers_are_what_the_document_says(wide: Door, alone: Door, keys: Keys) -> None:
     for route in ROUTES:
-        target = route.path.replace("{name}", "ecg-anomaly")
-        body = predict_body([serving.GOOD, serving.FLAT, serving.FAILING, serving.GOOD[:-1]])
+        target = path_of(route, "ecg-missing" if route.permission == "admin" else "ecg-anomaly")
+        body = body_of(route)
+        if route.path == "/predict":
+            body = predict_body([serving.GOOD, serving.FLAT, serving.FAILING, serving.GOOD[:-1], [[]]])
         for door, key in ((wide, keys.good), (wide, keys.idle), (wide, None), (alone, keys.good)):
             headers = {**bearer(key), "content-type": "application/json"}
-            reply = door.network.ask(route.method, target, headers, body if route.method == "POST" else b"")
+            reply = door.network.ask(route.method, target, headers, body)
             kind = reply.headers["content-type"].partition(";")[0]
             check(
                 route.path,
@@ -140,7 +160,7 @@ def test_real_answers_are_what_the_document_says(wide: Door, alone: Door, keys: 
                 closed(reply.json["parameters"], "Parameters")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "tests/vectors/http").glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "tests/vectors/http").rglob("*.json")), ids=lambda path: path.stem)
 def test_golden_pairs_are_what_the_document_says(path: Path) -> None:
     pair = json.loads(path.read_text(encoding="utf-8"))
     asked, answered = pair["request"], pair["response"]
@@ -148,5 +168,6 @@ def test_golden_pairs_are_what_the_document_says(path: Path) -> None:
 
     check(route.path, route.method, answered["status"], answered["headers"]["content-type"], answered["body"])
     if asked["body"] is not None:
-        schema = {"$ref": "urn:pericard#/components/schemas/Question"}
+        kind = "Question" if route.path == "/predict" else "InferQuestion"
+        schema = {"$ref": f"urn:pericard#/components/schemas/{kind}"}
         assert Draft202012Validator(schema, registry=REGISTRY).is_valid(asked["body"])

@@ -80,7 +80,7 @@ def test_another_sampling_rate_is_refused_with_what_to_do(shared_daemon: Daemon,
 
 def test_one_bad_strip_costs_itself(shared_daemon: Daemon, strip: list[float]) -> None:
     alone = shared_daemon.predict(strip).body["predictions"][0]["outputs"]["score"]
-    answer = shared_daemon.predict(strip, [0.0] * len(strip), strip[:-1], strip)
+    answer = shared_daemon.predict(strip, [0.0] * len(strip), [*strip, 0.0], strip)
     assert answer.status == 200
     assert [found["status"] for found in answer.body["predictions"]] == ["ok", "not_interpretable", "error", "ok"]
     assert answer.body["predictions"][0]["outputs"]["score"] == pytest.approx(alone, abs=1e-6)

@@ -46,6 +46,21 @@ class Metrics:
         self.weights_locked = Gauge(
             "pericard_weights_locked", "1 if the model's weights are locked in memory.", ["model"], registry=own
         )
+        self.engine_confinement = Gauge(
+            "pericard_engine_confinement", "1 if this layer keeps the engine in; by trying.", ["layer"], registry=own
+        )
+        self.model_loads = Counter(
+            "pericard_model_loads", "Versions loaded or refused, by model and result: ok, or an error code.",
+            ["model", "result"], registry=own,
+        )  # fmt: skip
+        self.known_answer_failures = Counter(
+            "pericard_known_answer_failures", "Rounds of known answers that failed while the model was served.",
+            ["model"], registry=own,
+        )  # fmt: skip
+        self.known_answers_passed = Gauge(
+            "pericard_known_answers_passed_timestamp", "Unix time at which all known answers were right last.",
+            ["model"], registry=own,
+        )  # fmt: skip
 
     def render(self) -> bytes:
         """The Prometheus text format."""

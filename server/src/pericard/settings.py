@@ -67,14 +67,50 @@ class Audit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key: str = "log.key"
 
 
+_Device = Annotated[str, msgspec.Meta(pattern=r"^(auto|cpu|cuda:[0-9]{1,2})$")]
+_Sequence = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class RepositorySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A folder of sealed files, and which of their versions are served.
+
+    ``versions`` is ``latest``, ``all``, or by name: the sequences of a model; ``latest`` among the names says how many
+    of the newest the models that are not named have.
+    """
+
+    folder: str
+    versions: Literal["latest", "all"] | dict[str, _Sequence | tuple[_Sequence, ...]] = "latest"
+    watch_seconds: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 10.0
+
+    @property
+    def latest(self) -> int | None:
+        """How many of the newest versions of a model that is not named; None for all."""
+        if isinstance(self.versions, str):
+            return None if self.versions == "all" else 1
+        found = self.versions.get("latest", 1)
+        return found if isinstance(found, int) else 1
+
+    @property
+    def sequences(self) -> dict[str, tuple[int, ...]]:
+        """The versions of the models that are named."""
+        if isinstance(self.versions, str):
+            return {}
+        return {name: found for name, found in self.versions.items() if isinstance(found, tuple)}
+
+
 class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the engine computes."""
 
-    device: Annotated[str, msgspec.Meta(pattern=r"^(auto|cpu|cuda:[0-9]{1,2})$")] = "auto"
+    device: _Device | Annotated[tuple[_Device, ...], msgspec.Meta(min_length=1, max_length=16)] = "auto"
     threads: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
     memory: Literal["locked", "secret"] = "locked"
     memory_budget: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    memory_total: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    recheck_seconds: Annotated[float, msgspec.Meta(ge=0, le=30 * 86_400)] = 3600.0
+    shared_memory: Annotated[int, msgspec.Meta(ge=1 << 20, le=1 << 34)] = 64 << 20
     queue: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 512
+    batch_delay_ms: Annotated[float, msgspec.Meta(ge=0, le=1000)] = 0.0
+    require: tuple[Literal["seccomp", "landlock"], ...] = ("seccomp",)
 
 
 class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -87,15 +123,20 @@ class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     items: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 256
     connections: Annotated[int, msgspec.Meta(ge=1, le=65536)] = 512
     drain_seconds: _Positive = 10.0
+    caller_rows: Annotated[int, msgspec.Meta(ge=1, le=100_000)] | None = None
+    caller_rate: Annotated[float, msgspec.Meta(gt=0, le=1_000_000)] | None = None
+    caller_burst: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 256
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything that ``server.yaml`` says."""
 
-    models: tuple[str, ...]
+    models: tuple[str, ...] = ()
+    repository: RepositorySettings | None = None
     publishers: str = "publishers.json"
     listen: Listen = Listen()
     tls: Tls | None = None
+    edges: Annotated[int, msgspec.Meta(ge=1, le=16)] = 1
     identity: IdentitySource = IdentitySource()
     tokens: str = "tokens.json"
     trust_state: str = "trust.json"
@@ -142,19 +183,36 @@ def check(settings: Settings, *, subject: str) -> Settings:
     """Refuse combinations that are not safe.
 
     Raises:
-        ConfigError: no model, no such key source, or a bind beyond loopback without TLS.
+        ConfigError: no model, no such version policy or key source, an engine without seccomp, or a bind beyond
+            loopback without TLS.
     """
-    if not settings.models:
-        raise ConfigError(f"{subject}: needs at least one model")
+    if not settings.models and settings.repository is None:
+        raise ConfigError(f"{subject}: needs at least one model", hint="name files in models, or a repository.folder")
+    _check_versions(settings.repository, subject=subject)
     unlock.check(settings.identity.unlock, subject=f"{subject}: identity.unlock")
     if settings.identity.unlock == "vault" and settings.identity.vault is None:
         raise ConfigError(f"{subject}: identity.unlock is vault, so identity.vault is needed")
+    if "seccomp" not in settings.engine.require:
+        raise ConfigError(
+            f"{subject}: engine.require must name seccomp",
+            hint="without it the engine would have a network; add landlock",
+        )
     if settings.tls is None and not is_loopback(settings.listen.host):
         raise ConfigError(
             f"{subject}: listen.host {settings.listen.host} is not loopback, so tls is needed",
             hint="set tls.certificate and tls.key, or listen on 127.0.0.1",
         )
     return settings
+
+
+def _check_versions(repository: RepositorySettings | None, *, subject: str) -> None:
+    if repository is None or isinstance(repository.versions, str):
+        return
+    for name, found in repository.versions.items():
+        if isinstance(found, int) and name != "latest":
+            raise ConfigError(
+                f"{subject}: repository.versions: {name} needs a list of sequences", hint=f"write {name}: [{found}]"
+            )
 
 
 def is_loopback(host: str) -> bool:
@@ -179,6 +237,8 @@ def _absolute(settings: Settings, folder: Path) -> Settings:
     return msgspec.structs.replace(
         settings,
         models=tuple(map(absolute, settings.models)),
+        repository=settings.repository
+        and msgspec.structs.replace(settings.repository, folder=absolute(settings.repository.folder)),
         publishers=absolute(settings.publishers),
         tokens=absolute(settings.tokens),
         trust_state=absolute(settings.trust_state),

@@ -157,6 +157,7 @@ def test_each_verb_refuses_files_that_are_not_there(say: Say, tmp_path: Path, ve
         ("identity", "rotate"): [gone, "-o", tmp_path / "o.key"],
         ("identity", "backup"): [gone, "-o", tmp_path / "o"],
         ("identity", "restore"): [gone, "-o", tmp_path / "o.key"],
+        ("replay",): [gone, "--input", Path(__file__), "--config", gone],
     }
     if verb in {("token", "list"), ("trust", "list"), ("env", "show")}:
         return

@@ -20,12 +20,14 @@ from typing import Any
 import msgspec
 import pytest
 import uvloop
+from answering import catalog
 
 from pericard.edge.main import Edge
 from pericard.edge.values import EdgeValues
 from pericard.errors import ConfigError
 from pericard.keys.certificate import write_self_signed
-from pericard.pipe import FrameReader, FrameType, encode
+from pericard.pipe import FrameReader, FrameType, create, encode
+from pericard.pipe.region import MIN_SIZE
 
 
 def values(folder: Path, **changes: Any) -> EdgeValues:
@@ -255,15 +257,19 @@ def test_a_reload_without_tls_is_nothing(running: Running) -> None:
 def test_the_supervisor_hands_over_an_engine_and_another_one(running: Running) -> None:
     for number in range(2):
         ours, theirs = socket.socketpair()
+        region = create(MIN_SIZE)
         with ours, theirs:
-            socket.send_fds(running.control, [b"pipe"], [theirs.fileno()])
-            ours.sendall(encode(FrameType.CATALOG, 0, {"runtime": str(number), "models": {}}))
+            socket.send_fds(running.control, [b"pipe"], [theirs.fileno(), region])
+            os.close(region)
+            ours.sendall(encode(FrameType.CATALOG, 0, {**catalog(), "generation": number}))
             assert b"joined" in running.control.recv(100)
+            ours.settimeout(5)
+            (frame,) = FrameReader().feed(ours.recv(1000))
+            assert (frame.type, frame.meta) == (FrameType.HEARD, {"generation": number})
             connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=5)
             with contextlib.closing(connection):
                 connection.request("GET", "/metrics")
                 assert connection.getresponse().status == 401
-            ours.settimeout(5)
             (frame,) = FrameReader().feed(ours.recv(1000))
             assert (frame.type, frame.meta["code"]) == (FrameType.EVENT, "unauthenticated")
         end = time.monotonic() + 5
@@ -274,12 +280,29 @@ def test_the_supervisor_hands_over_an_engine_and_another_one(running: Running) -
 
 def test_a_pipe_that_is_no_socket_harms_nobody(running: Running, caplog: pytest.LogCaptureFixture) -> None:
     read, written = os.pipe()
-    socket.send_fds(running.control, [b"pipe"], [read])
-    os.close(read)
-    os.close(written)
+    region = create(MIN_SIZE)
+    socket.send_fds(running.control, [b"pipe"], [read, region])
+    for descriptor in (read, written, region):
+        os.close(descriptor)
     time.sleep(0.05)
 
     assert running.live() == 200
+    assert running.edge.link.catalog is None
+
+
+def test_a_region_that_could_shrink_is_not_used(running: Running) -> None:
+    ours, theirs = socket.socketpair()
+    region = os.memfd_create("region")
+    with ours, theirs:
+        os.truncate(region, MIN_SIZE)
+        socket.send_fds(running.control, [b"pipe"], [theirs.fileno(), region])
+        os.close(region)
+        theirs.close()
+        ours.settimeout(5)
+        assert ours.recv(100) == b""  # hung up
+
+    assert running.live() == 200
+    assert running.edge.link.catalog is None
 
 
 def test_asked_to_stop_it_stops(running: Running) -> None:

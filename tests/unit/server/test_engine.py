@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 import serving
-from serving import GOOD, OTHER, question, row
+from serving import GOOD, OTHER, row
 
+from pericard import pipe
 from pericard.audit import AuditLog, records
 from pericard.audit.verify import verify
 from pericard.engine.main import Engine
@@ -27,12 +28,13 @@ from pericard.errors import (
     NoGrant,
     PericardError,
     SealedModelError,
+    TrustStateInvalid,
     UnsupportedModel,
     UntrustedPublisher,
     VersionWithdrawn,
 )
 from pericard.keys import Identity
-from pericard.pipe import EngineLink
+from pericard.pipe import Answer, EngineLink
 from pericard.runtime.loader import LoadedModel
 from pericard.sealed.manifest import MAX_SEQUENCE
 from pericard.trust import Licence, TrustState
@@ -57,9 +59,24 @@ def links(loop: serving.Loop) -> Iterator[list[EngineLink]]:
     loop.run(close())
 
 
+def starts(place: serving.Site, *models: Path) -> None:
+    with place.engine(*models, started=False):
+        pass
+
+
 def attach(loop: serving.Loop, links: list[EngineLink], engine: Engine) -> EngineLink:
     links.append(loop.run(serving.attached(engine)))
     return links[-1]
+
+
+async def put(link: EngineLink, data: list[float], name: str = "ecg-anomaly") -> Answer:
+    """Ask about a strip, as an edge does."""
+    asked = serving.ask(link, row(data), serving.number_of(link, name))
+    try:
+        return await asked.future
+    except asyncio.CancelledError:
+        link.abandon(asked)
+        raise
 
 
 def log(place: serving.Site) -> list[dict[str, Any]]:
@@ -73,7 +90,7 @@ def test_from_start_to_stop_everything_is_recorded(
     with place.engine(path) as engine:
         assert engine.serving.startswith("ecg-anomaly 1.0.0 (licensed until 2")
         link = attach(loop, links, engine)
-        frame = loop.run(link.infer(question(), row(GOOD)))
+        frame = loop.run(put(link, GOOD))
     with place.engine(path):
         pass
 
@@ -84,8 +101,9 @@ def test_from_start_to_stop_everything_is_recorded(
     assert [record["event"] for record in found] == events
     start, loaded, learnt, predict = found[:4]
     assert (start["version"], start["recovered_bytes"], len(start["trust_state"])) == ("test", 0, 64)
-    assert loaded["model"] == predict["model"] == frame.meta["model"]
-    assert (loaded["device"], type(loaded["weights_locked"])) == ("cpu", bool)
+    assert loaded["model"] == predict["model"] == frame.shared["model"]
+    assert (loaded["devices"], type(loaded["weights_locked"])) == (["cpu"], bool)
+    assert (loaded["asked"], loaded["buckets"]) == ("start", [1, 4, 8])
     assert loaded["recipient"] == place.identity.recipient.id
     assert (learnt["previous"], learnt["change"].keys()) == (start["trust_state"], {"latest_time"})
     assert found[5]["trust_state"] == learnt["trust_state"] != start["trust_state"]  # the first start learnt the time
@@ -110,7 +128,7 @@ def test_no_question_is_answered_before_start(place: serving.Site, loop: serving
     with place.engine(place.seal(), started=False) as engine:
         link = attach(loop, links, engine)
         with pytest.raises(TimeoutError):
-            loop.run(link.infer(question(), row(GOOD)), timeout=0.2)
+            loop.run(put(link, GOOD), timeout=0.2)
 
     assert [record["event"] for record in log(place)] == ["start", "model-loaded", "trust-state"]
 
@@ -161,12 +179,27 @@ def test_another_sites_identity_opens_nothing(place: serving.Site, tmp_path: Pat
         Engine(place.engine_values(path), other, place.log_key)
 
 
-def test_two_files_of_one_name_are_refused_and_both_are_zeroed(
-    place: serving.Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_copies_of_one_file_are_one_model(place: serving.Site) -> None:
     first = place.seal()
     second = first.with_name("again.sealed")
     second.write_bytes(first.read_bytes())
+
+    with place.engine(first, second) as engine:
+        assert len(engine._repository) == 1
+    assert [record["event"] for record in log(place)].count("model-loaded") == 1
+
+
+def test_two_files_of_one_version_that_differ_are_both_refused(place: serving.Site) -> None:
+    first = place.seal(intended_use="tests: one")
+    first = first.rename(first.with_name("first.sealed"))
+    second = place.seal(intended_use="tests: another")
+
+    with pytest.raises(UnsupportedModel, match="two sealed files carry ecg-anomaly with sequence 1"):
+        starts(place, first, second)
+    assert log(place)[-1]["code"] == "unsupported-model"
+
+
+def test_a_model_that_cannot_be_recorded_is_zeroed(place: serving.Site, monkeypatch: pytest.MonkeyPatch) -> None:
     views: list[memoryview] = []
     real = LoadedModel.check_known_answers
 
@@ -174,12 +207,16 @@ def test_two_files_of_one_name_are_refused_and_both_are_zeroed(
         real(model)
         views.append(model._plaintext._memory.view)  # type: ignore[attr-defined]  # on the host, here
 
-    monkeypatch.setattr(LoadedModel, "check_known_answers", seen)
-    with pytest.raises(UnsupportedModel, match="two sealed files"), place.engine(first, second):
-        pytest.fail("served two models of one name")
+    def full(*_: object) -> None:
+        raise TrustStateInvalid("trust.json: cannot be written: for this test")
 
-    assert len(views) == 2
-    assert not any(map(any, views))
+    monkeypatch.setattr(LoadedModel, "check_known_answers", seen)
+    monkeypatch.setattr(TrustState, "commit", full)
+    with pytest.raises(TrustStateInvalid):
+        starts(place, place.seal(sequence=2, floor=2))
+
+    assert len(views) == 1
+    assert not any(views[0])
 
 
 def test_a_device_that_is_not_there_lets_go_of_the_log(place: serving.Site) -> None:
@@ -189,7 +226,7 @@ def test_a_device_that_is_not_there_lets_go_of_the_log(place: serving.Site) -> N
         pytest.skip("there is a CUDA device here")
     path = place.seal()
 
-    with pytest.raises(UnsupportedModel), place.engine(path, device="cuda:0"):
+    with pytest.raises(UnsupportedModel), place.engine(path, devices=("cuda:0",)):
         pytest.fail("served on a device that is not there")
     with place.engine(path):
         pass
@@ -238,11 +275,11 @@ def test_several_models_are_asked_side_by_side(
 
         async def ask() -> list[Any]:
             names = ["first", "second"] * 20
-            return await asyncio.gather(*(link.infer(question(name), row(GOOD)) for name in names))
+            return await asyncio.gather(*(put(link, GOOD, name) for name in names))
 
         frames = loop.run(ask())
-    assert [frame.meta["model"]["name"] for frame in frames] == ["first", "second"] * 20
-    indices = [frame.meta["receipt"]["index"] for frame in frames]
+    assert [frame.shared["model"]["name"] for frame in frames] == ["first", "second"] * 20
+    indices = [frame.entry.log_index for frame in frames]
     assert sorted(indices) == list(range(min(indices), min(indices) + 40))
 
 
@@ -262,9 +299,9 @@ def test_cancelled_while_the_batch_computes_its_neighbours_are_answered(
         monkeypatch.setattr(LoadedModel, "infer", infer)
 
         async def ask() -> list[Any]:
-            first = asyncio.ensure_future(link.infer(question(), row(GOOD)))
+            first = asyncio.ensure_future(put(link, GOOD))
             await asyncio.to_thread(computing.wait, 5)
-            rest = [asyncio.ensure_future(link.infer(question(), row(OTHER))) for _ in range(4)]
+            rest = [asyncio.ensure_future(put(link, OTHER)) for _ in range(4)]
             await asyncio.sleep(0.05)
             first.cancel()  # it is being computed
             rest[1].cancel()  # it waits
@@ -276,7 +313,7 @@ def test_cancelled_while_the_batch_computes_its_neighbours_are_answered(
 
     assert isinstance(first, asyncio.CancelledError)
     assert isinstance(rest[1], asyncio.CancelledError)
-    bodies = {frame.body for place_, frame in enumerate(rest) if place_ != 1}
+    bodies = {frame.entry.data for place_, frame in enumerate(rest) if place_ != 1}
     assert len(bodies) == 1
     assert [record["event"] for record in log(place)].count("predict") == 4  # the one that waited was not computed
 
@@ -285,7 +322,7 @@ def test_edges_come_and_go(place: serving.Site, loop: serving.Loop, links: list[
     with place.engine(place.seal()) as engine:
         for _ in range(5):
             link = attach(loop, links, engine)
-            assert loop.run(link.infer(question(), row(GOOD))).meta["licence"] == "valid"
+            assert loop.run(put(link, GOOD)).shared["licence"] == "valid"
             loop.loop.call_soon_threadsafe(link.close)
             time.sleep(0.02)
         last = attach(loop, links, engine)
@@ -295,9 +332,8 @@ def test_edges_come_and_go(place: serving.Site, loop: serving.Loop, links: list[
             loop.loop.call_soon_threadsafe(link.close)
             time.sleep(0.02)
 
-        assert len(engine._links) <= 3  # what is gone is let go of
         assert len(list(Path("/proc/self/fd").iterdir())) <= descriptors + 2
-        assert loop.run(last.infer(question(), row(OTHER))).meta["licence"] == "valid"
+        assert loop.run(put(last, OTHER)).shared["licence"] == "valid"
         loop.loop.call_soon_threadsafe(last.close)
 
 
@@ -307,10 +343,10 @@ def test_two_edges_are_one_server(place: serving.Site, loop: serving.Loop, links
 
         async def ask() -> None:
             for _ in range(3):
-                await asyncio.gather(one.infer(question(), row(GOOD)), other.infer(question(), row(GOOD)))
+                await asyncio.gather(put(one, GOOD), put(other, GOOD))
 
         loop.run(ask())
-        text = loop.run(other.metrics()).decode()
+        text = loop.run(other.ask("metrics", seconds=5))[1].decode()
 
     assert 'pericard_requests_total{code="ok"} 6.0' in text
     assert 'pericard_build_info{runtime="' in text
@@ -324,17 +360,17 @@ def test_a_tick_tells_every_edge_of_the_licence(
     with place.engine(place.seal()) as engine:
         link = attach(loop, links, engine)
         assert link.catalog is not None
-        assert link.catalog["models"]["ecg-anomaly"]["licence"] == "valid"
+        assert link.catalog["models"]["ecg-anomaly"]["versions"]["1"]["licence"] == "valid"
         (model,) = engine._repository
         grant = dataclasses.replace(model.licence.grant, not_after=int(time.time()) - 10, grace_days=1)
         model.licence = Licence(grant)
 
         engine.tick()
         end = time.monotonic() + 5
-        while link.catalog["models"]["ecg-anomaly"]["licence"] == "valid" and time.monotonic() < end:
+        while link.catalog["models"]["ecg-anomaly"]["versions"]["1"]["licence"] == "valid" and time.monotonic() < end:
             time.sleep(0.01)
 
-        assert link.catalog["models"]["ecg-anomaly"]["licence"] == "grace"
+        assert link.catalog["models"]["ecg-anomaly"]["versions"]["1"]["licence"] == "grace"
         days = engine._metrics.registry.get_sample_value("pericard_licence_days_left", {"model": "ecg-anomaly"})
         assert days is not None
         assert -0.01 < days < 0
@@ -359,16 +395,12 @@ def test_a_tick_remembers_the_time_once_a_day(place: serving.Site) -> None:
     with place.engine(place.seal(), started=False) as engine:
         earlier = set_back(place, engine, serving.DAY // 2)
         engine.tick()
-        engine._between()
         assert engine._journal.state.latest_time == earlier  # not at every tick
         engine._time_raised -= serving.DAY
         engine.tick()
-        assert engine._journal.state.latest_time == earlier  # not on this thread, which may not write the log
-        engine._between()
         assert abs(engine._journal.state.latest_time - time.time()) < 60
         again = engine._journal.state.latest_time
         engine.tick()
-        engine._between()
         assert engine._journal.state.latest_time == again
 
     assert TrustState(place.folder / "trust.json").latest_time == again
@@ -396,13 +428,11 @@ def test_a_time_that_cannot_be_recorded_is_tried_at_the_next_tick(
             with monkeypatch.context() as patch:
                 patch.setattr(place_that_fails, full)
                 engine.tick()
-                engine._between()
             assert engine._journal.state.latest_time == earlier
             assert "licence time was not recorded" in caplog.text
             caplog.clear()
         engine._log.reopen()
         engine.tick()
-        engine._between()
         assert engine._journal.state.latest_time > earlier
 
     with place.engine(place.folder / "ecg-anomaly.sealed"):  # and log and state agree
@@ -413,8 +443,6 @@ def test_a_clock_that_nobody_vouches_for_teaches_no_time(place: serving.Site) ->
     path = place.seal()
     with place.engine(path, started=False, synchronised=False) as engine:
         engine.tick()
-        engine._between()
-        assert engine._time_due.is_set() is False
         assert engine._journal.state.latest_time == 0
 
     assert not (place.folder / "trust.json").exists()
@@ -437,12 +465,12 @@ def test_stopping_answers_what_waits(
     with place.engine(place.seal()) as engine:
         link = attach(loop, links, engine)
         monkeypatch.setattr(LoadedModel, "infer", infer)
-        asked = [asyncio.run_coroutine_threadsafe(link.infer(question(), row(GOOD)), loop.loop) for _ in range(20)]
+        asked = [asyncio.run_coroutine_threadsafe(put(link, GOOD), loop.loop) for _ in range(20)]
         time.sleep(0.1)
         threading.Timer(0.1, go_on.set).start()
     results = [waiting.result(5) for waiting in asked]
 
-    assert len({frame.body for frame in results}) <= 2  # of at most two buckets
+    assert len({frame.entry.data for frame in results}) <= 2  # of at most two buckets
     assert [record["event"] for record in log(place)].count("predict") == 20
     assert log(place)[-1]["event"] == "stop"
 
@@ -457,7 +485,7 @@ def test_stopping_with_a_broken_log_ends_all_the_same(
         link = attach(loop, links, engine)
         monkeypatch.setattr("pericard.audit.log.os.fdatasync", broken)
         with pytest.raises(AuditUnavailable):
-            loop.run(link.infer(question(), row(GOOD)))
+            loop.run(put(link, GOOD))
         link.event({"event": "refused", "code": "unauthenticated", "address": "192.0.2.1"})
 
     monkeypatch.undo()
@@ -473,7 +501,7 @@ def test_a_thread_that_dies_is_told_to_who_watches(
     link = attach(loop, links, engine)
     engine._service._repository = None  # type: ignore[assignment]  # a bug, as far as the thread can tell
 
-    asked = asyncio.run_coroutine_threadsafe(link.infer(question(), row(GOOD)), loop.loop)
+    asked = asyncio.run_coroutine_threadsafe(put(link, GOOD), loop.loop)
     assert died.wait(5)
     engine.stop()
 
@@ -506,7 +534,7 @@ def test_a_socket_that_is_closed_already_harms_nothing(
     with place.engine(place.seal()) as engine:
         ours, theirs = socket.socketpair()
         theirs.close()
-        engine.attach(ours)
+        engine.attach(ours, pipe.create(1 << 20))
         link = attach(loop, links, engine)
 
-        assert loop.run(link.infer(question(), row(GOOD))).meta["licence"] == "valid"
+        assert loop.run(put(link, GOOD)).shared["licence"] == "valid"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import errno
 import os
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 import serving
-from serving import DAY, GOOD, question, row
+from serving import DAY, GOOD, row
 
 from pericard.audit import records
 from pericard.engine.licences import stage
@@ -29,6 +30,7 @@ from pericard.errors import (
     VersionWithdrawn,
 )
 from pericard.keys import Identity, PublisherKey
+from pericard.pipe import Answer, EngineLink
 from pericard.sealed import Grant, SealedModel, Term, write_grants
 from pericard.trust import Licence, TrustState, TrustStore
 
@@ -37,6 +39,16 @@ from pericard.trust import Licence, TrustState, TrustStore
 def place(tmp_path: Path) -> serving.Site:
     """A site that this test may spoil."""
     return serving.Site(tmp_path / "place")
+
+
+async def put(link: EngineLink, data: list[float], name: str = "ecg-anomaly") -> Answer:
+    """Ask about a strip, as an edge does."""
+    asked = serving.ask(link, row(data), serving.number_of(link, name))
+    try:
+        return await asked.future
+    except asyncio.CancelledError:
+        link.abandon(asked)
+        raise
 
 
 def log(place: serving.Site) -> list[dict[str, Any]]:
@@ -69,7 +81,7 @@ def test_a_licence_that_ended_goes_on_with_a_new_grant_beside_the_model(
 
     with place.engine(path) as engine:
         link = loop.run(serving.attached(engine))
-        assert loop.run(link.infer(question(), row(GOOD))).meta["licence"] == "valid"
+        assert loop.run(put(link, GOOD)).shared["licence"] == "valid"
         loop.loop.call_soon_threadsafe(link.close)
         (model,) = engine._repository
         assert model.licence.grant.not_after > today()
@@ -112,12 +124,12 @@ def test_while_it_serves_a_licence_ends_and_a_restart_with_a_new_grant_recovers(
         model.licence = Licence(dataclasses.replace(model.licence.grant, not_after=today() - 5, grace_days=0))
         link = loop.run(serving.attached(engine))
         with pytest.raises(LicenceExpired):
-            loop.run(link.infer(question(), row(GOOD)))
+            loop.run(put(link, GOOD))
         loop.loop.call_soon_threadsafe(link.close)
     place.grant(path, "ecg-anomaly.grant", not_after=today() + 30 * DAY)
     with place.engine(path) as engine:
         link = loop.run(serving.attached(engine))
-        assert loop.run(link.infer(question(), row(GOOD))).meta["licence"] == "valid"
+        assert loop.run(put(link, GOOD)).shared["licence"] == "valid"
         loop.loop.call_soon_threadsafe(link.close)
 
 

@@ -28,6 +28,10 @@ PROMISED = {
     "pericard_audit_size": ("gauge", set()),
     "pericard_licence_days_left": ("gauge", {"model"}),
     "pericard_weights_locked": ("gauge", {"model"}),
+    "pericard_model_loads": ("counter", {"model", "result"}),
+    "pericard_known_answer_failures": ("counter", {"model"}),
+    "pericard_known_answers_passed_timestamp": ("gauge", {"model"}),
+    "pericard_engine_confinement": ("gauge", {"layer"}),
 }
 
 

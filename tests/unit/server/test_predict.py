@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from typing import Any
 
 import numpy as np
 import pytest
+from answering import catalog
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from pericard.edge import predict
-from pericard.edge.predict import Item
-from pericard.errors import ContractMismatch, InvalidInput, MalformedRequest
-from pericard.pipe import Frame, FrameType
+from pericard.edge.catalog import Catalog
+from pericard.edge.inference import Row
+from pericard.errors import BackendFailed, ContractMismatch, InvalidInput, MalformedRequest, PericardError
+from pericard.pipe import Answer, Entry, Kind
 
 INTEGERS = ["uint8", "int8", "int16", "int32", "int64"]
 
@@ -25,15 +28,22 @@ def model(dtype: str = "float32", shape: tuple[int, ...] = (2, 3), **changes: An
     return {"inputs": [spec], "outputs": [], "signal": None, **changes}
 
 
-def cut(inputs: Any, entry: dict[str, Any], limit: int = 8) -> list[Item]:
+def cut(inputs: Any, entry: dict[str, Any], limit: int = 8) -> list[Row | PericardError]:
     text = inputs if isinstance(inputs, str) else json.dumps(inputs)
     request = predict.parse(b'{"inputs":%s}' % text.encode())
-    return predict.items(request, "m", entry, limit=limit)
+    return predict.rows(request, "m", entry, limit=limit)
 
 
-def arrays_of(found: list[Item], dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-    assert all(item.error is None for item in found), [item.error for item in found]
-    return np.array([np.frombuffer(item.data, dtype=dtype).reshape(shape) for item in found])
+def array_of(row: Row | PericardError) -> Any:
+    assert isinstance(row, tuple), row
+    (array,) = row
+    return array
+
+
+def arrays_of(found: list[Row | PericardError], dtype: str, shape: tuple[int, ...]) -> Any:
+    made = [array_of(row) for row in found]
+    assert {(array.dtype, array.shape) for array in made} == {(np.dtype(dtype), shape)}
+    return np.array(made)
 
 
 @st.composite
@@ -107,9 +117,8 @@ def test_several_items_of_a_single_channel() -> None:
 def test_a_number_that_does_not_fit_is_refused_and_never_bent(dtype: str, value: str) -> None:
     bad, good = cut(f"[[{value}, 0], [1, 0]]", model(dtype, (2,)))
 
-    assert isinstance(bad.error, InvalidInput)
-    assert bad.data == b""
-    assert good.error is None
+    assert isinstance(bad, InvalidInput)
+    assert array_of(good).tolist() == [1, 0]
 
 
 def test_large_integers_keep_every_digit() -> None:
@@ -117,7 +126,7 @@ def test_large_integers_keep_every_digit() -> None:
 
     (item,) = cut([value, -value], model("int64", (2,)))
 
-    assert np.frombuffer(item.data, dtype="int64").tolist() == [value, -value]
+    assert array_of(item).tolist() == [value, -value]
 
 
 @pytest.mark.parametrize("inputs", ["7", '"x"', "null", "{}", "true", "[[[[[1]]]]]", "[[[[]]]]"])
@@ -136,14 +145,14 @@ def test_one_item_of_another_shape_is_unfit(inputs: str) -> None:
         return
     (item,) = cut(inputs, model(shape=(2, 3)))
 
-    assert isinstance(item.error, InvalidInput)
+    assert isinstance(item, InvalidInput)
 
 
 def test_an_empty_batch_is_malformed() -> None:
     with pytest.raises(MalformedRequest):
         cut("[]", model(shape=(2, 3)))
     (item,) = cut("[[[]]]", model(shape=(2, 3)))
-    assert item.error is not None
+    assert isinstance(item, InvalidInput)
 
 
 def test_the_number_of_items_is_limited() -> None:
@@ -166,8 +175,57 @@ def test_a_deeply_nested_item_costs_nothing() -> None:
 
     first, second = cut(f"[[[1,2,3],[4,5,6]],[{deep},{deep}]]", model(shape=(2, 3)))
 
-    assert first.error is None
-    assert isinstance(second.error, InvalidInput)
+    assert array_of(first).tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert isinstance(second, InvalidInput)
+
+
+def test_a_strip_that_is_too_short_is_the_engine_s_to_judge_where_there_is_a_signal() -> None:
+    signal = {"sampling_rate": 250.0, "unit": "mV", "leads": [["II"]]}
+    for inputs in ([1, 2], [[1, 2]], [[[1, 2]]]):
+        (item,) = cut(inputs, model(shape=(1, 3), signal=signal))
+        assert array_of(item).tolist() == [[1, 2]]
+    for inputs in ([], [[]], [1, 2, 3, 4]):
+        try:
+            (item,) = cut(inputs, model(shape=(1, 3), signal=signal))
+        except MalformedRequest:
+            assert inputs == []
+        else:
+            assert isinstance(item, InvalidInput)
+    assert isinstance(cut([1, 2], model(shape=(1, 3)))[0], InvalidInput)
+
+
+# --- base64 -----------------------------------------------------------------------------------------------------------
+
+
+def test_text_is_base64_of_whole_strips() -> None:
+    batch = np.arange(12, dtype="<f4").reshape(2, 2, 3)
+    text = base64.b64encode(batch.tobytes()).decode()
+
+    assert (arrays_of(cut(text_of(text), model()), "float32", (2, 3)) == batch).all()
+
+
+def text_of(text: str, **fields: Any) -> str:
+    return json.dumps(text) + "".join(f', "{name}": {json.dumps(value)}' for name, value in fields.items())
+
+
+def test_text_of_a_recorder_has_a_gain() -> None:
+    text = base64.b64encode(np.array([200, -100, 1], dtype="<i2").tobytes()).decode()
+
+    (item,) = cut(text_of(text, dtype="int16", gain=200), model(shape=(3,)))
+
+    assert array_of(item).tolist() == [1.0, -0.5, np.float32(0.005)]
+
+
+@pytest.mark.parametrize("text", ["AAAA!", "AAA", "ÄÖÜ=", "AA AA", "AAAA\n", "A" * 5])
+def test_text_that_is_not_base64_is_malformed(text: str) -> None:
+    with pytest.raises(MalformedRequest, match="base64"):
+        cut(text_of(text), model())
+
+
+@pytest.mark.parametrize("fields", [{"dtype": "int16"}, {"gain": 200}, {"dtype": "float32"}])
+def test_type_and_gain_are_for_bytes_alone(fields: dict[str, Any]) -> None:
+    with pytest.raises(MalformedRequest, match="base64"):
+        cut(json.dumps([1, 2, 3]) + text_of("", **fields)[2:], model(shape=(3,)))
 
 
 # --- the contract -----------------------------------------------------------------------------------------------------
@@ -222,12 +280,31 @@ def test_outputs_are_cut_in_order_and_shape() -> None:
         {"name": "flag", "dtype": "bool", "shape": [-1, 1]},
     ]
     body = np.float32(0.5).tobytes() + np.arange(4, dtype="int16").tobytes() + b"\x01"
-    frame = Frame(FrameType.ANSWER, 1, {"receipt": {"index": 1}}, body)
 
-    found = predict.prediction(frame, model(outputs=outputs))
+    found = predict.prediction(answer(body), served(outputs))
 
-    assert found["outputs"] == {"score": 0.5, "map": [[0, 1], [2, 3]], "flag": [True]}
-    assert found["receipt"] == {"index": 1}
+    assert (found["status"], found["outputs"]) == ("ok", {"score": 0.5, "map": [[0, 1], [2, 3]], "flag": [True]})
+    assert found["receipt"] == {"log": "log-1", "index": 9, "leaf": "6c" * 32, "opening_key": "6b" * 32}
+    for wrong in (body[:-1], body + b"\0", b""):
+        with pytest.raises(BackendFailed):
+            predict.prediction(answer(wrong), served(outputs))
+
+
+def test_a_strip_that_was_not_interpretable_has_a_receipt_and_no_outputs() -> None:
+    outputs = [{"name": "score", "dtype": "float32", "shape": [-1]}]
+
+    found = predict.prediction(answer("flat, wie ein Brett: –".encode(), Kind.NOT_INTERPRETABLE), served(outputs))
+
+    assert found["error"] == {"code": "not-interpretable", "detail": "flat, wie ein Brett: –"}
+    assert (found["status"], found["receipt"]["index"], "outputs" in found) == ("not_interpretable", 9, False)
+
+
+def answer(data: bytes, kind: Kind = Kind.OK) -> Answer:
+    return Answer({"log": "log-1"}, Entry(1, 9, b"l" * 32, b"k" * 32, kind, data))
+
+
+def served(outputs: list[dict[str, Any]]) -> Any:
+    return Catalog(catalog({"outputs": outputs})).model("m")
 
 
 @pytest.mark.parametrize("text", [b'{"inputs":[1],"inputs":[1]}', b'{"inputs":[[1,2]],"unit":"a","unit":"b"}'])

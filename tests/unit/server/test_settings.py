@@ -34,7 +34,7 @@ def refused(folder: Path, value: Any = None, **changes: Any) -> ConfigError:
 
 def plain(value: Any) -> Any:
     """Settings as YAML would say them."""
-    return msgspec.to_builtins(value)
+    return msgspec.json.decode(msgspec.json.encode(value))
 
 
 # --- the file that shows every key ------------------------------------------------------------------------------------
@@ -193,6 +193,56 @@ def test_what_is_not_utf8_or_not_a_file_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "server.yaml", tmp_path / "missing.yaml", tmp_path):
         with pytest.raises(ConfigError):
             settings.load(path)
+
+
+@pytest.mark.parametrize(
+    ("versions", "latest", "sequences"),
+    [
+        ("latest", 1, {}),
+        ("all", None, {}),
+        ({"latest": 3}, 3, {}),
+        ({"ecg": [2, 5]}, 1, {"ecg": (2, 5)}),
+        ({"latest": 2, "ecg": [2]}, 2, {"ecg": (2,)}),
+        ({"latest": [7]}, 1, {"latest": (7,)}),  # a model of that name
+    ],
+    ids=str,
+)
+def test_the_version_policies(
+    tmp_path: Path, versions: Any, latest: int | None, sequences: dict[str, tuple[int, ...]]
+) -> None:
+    found = load(tmp_path, repository={"folder": "models", "versions": versions}).repository
+
+    assert found is not None
+    assert (found.folder, found.latest, found.sequences) == (f"{tmp_path}/models", latest, sequences)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"repository": {}},
+        {"repository": {"folder": "m", "versions": "newest"}},
+        {"repository": {"folder": "m", "versions": {"latest": 0}}},
+        {"repository": {"folder": "m", "versions": {"ecg": 3}}},
+        {"repository": {"folder": "m", "versions": {"ecg": [0]}}},
+        {"repository": {"folder": "m", "watch_seconds": -1}},
+        {"edges": 0},
+        {"edges": 17},
+        {"engine": {"device": []}},
+        {"engine": {"device": ["cpu", "gpu"]}},
+        {"engine": {"memory_total": 0}},
+        {"engine": {"recheck_seconds": -1}},
+        {"engine": {"shared_memory": 1024}},
+    ],
+    ids=str,
+)
+def test_what_models_cannot_be_served_by_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    refused(tmp_path, **changes)
+
+
+def test_a_folder_alone_is_enough_and_devices_may_be_several(tmp_path: Path) -> None:
+    found = load(tmp_path, models=[], repository={"folder": "models"}, engine={"device": ["cpu", "cuda:1"]}, edges=2)
+
+    assert (found.models, found.edges, found.engine.device) == ((), 2, ("cpu", "cuda:1"))
 
 
 def test_without_a_model_there_is_nothing_to_serve(tmp_path: Path) -> None:

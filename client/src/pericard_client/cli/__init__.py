@@ -126,3 +126,54 @@ def _predict(files: tuple[Path, ...], picture: Path | None, out: str, **options:
     from pericard_client.cli import verbs
 
     return verbs.PredictRun(options, picture, out).run(files)
+
+
+@_group.command("bench", epilog=EXITS, short_help="Put load on a server and measure it.")
+@click.option("--model", metavar="NAME", help="Needed unless the token may use exactly one.")
+@click.option("--encoding", type=click.Choice(["json", "binary"]), default="json", show_default=True)
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1, 512),
+    metavar="N",
+    help="Requests at once (8); with --rate at most so many (256).",
+)
+@click.option("--rate", type=click.FloatRange(0.01, 100_000), metavar="R", help="Requests a second: the open loop.")
+@click.option("--arrivals", type=click.Choice(["poisson", "uniform"]), default="poisson", show_default=True)
+@click.option(
+    "--duration", type=click.FloatRange(0.1, 86_400), metavar="S", help="Seconds; 10 unless --requests is given."
+)
+@click.option("--requests", type=click.IntRange(1, 10_000_000), metavar="N", help="End after so many.")
+@click.option(
+    "--warmup",
+    type=click.FloatRange(0, 3600),
+    default=2.0,
+    show_default=True,
+    metavar="S",
+    help="Seconds, not counted.",
+)
+@click.option(
+    "--items", type=click.IntRange(1, 1024), default=1, show_default=True, metavar="K", help="Strips a request."
+)
+@click.option(
+    "--input",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Windows of this recording; without it a synthetic ECG.",
+)
+@click.option("--lead", multiple=True, metavar="NAME", help="Lead of FILE to send; once for each channel of the model.")
+@click.option("--sampling-rate", type=click.FloatRange(min=0, min_open=True), metavar="HZ", help="Of an NPY file.")
+@click.option("--unit", type=click.Choice(["mV", "uV", "V"]), help="Of an NPY file.")
+@click.option("--leads", metavar="NAME,...", help="Of an NPY file's rows.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the signal and the arrivals.")
+@_OUT
+@_server_options
+def _bench(**options: object) -> int:
+    """Measure throughput and latency of a model on a server.
+
+    Closed loop: --concurrency N requests at any time. Open loop: --rate R requests a second whatever the server does,
+    and a latency counts from the moment the request was due. No request is repeated. Each answer costs the server a
+    computation and an audit record: measure on a server that is not in use.
+    """
+    from pericard_client.cli.bench import BenchRun
+
+    return BenchRun(options).run()

@@ -124,12 +124,13 @@ def opening_key(commitment_key: bytes | bytearray, index: int) -> bytes:
     return hasher.digest()
 
 
-def commit(key: bytes, label: Label, data: bytes | bytearray | memoryview) -> str:
-    """Commit to data: keyed BLAKE3 over label ‖ 0x00 ‖ data, 64 hex digits.
+def commit(key: bytes, label: Label, *parts: bytes | bytearray | memoryview) -> str:
+    """Commit to data, given in one or several parts: keyed BLAKE3 over label ‖ 0x00 ‖ data, 64 hex digits.
 
     Hiding for whoever lacks the key; binding even for whoever has it, since BLAKE3 stays collision-resistant when its
     key is known (a MAC such as GMAC or Poly1305 does not).
     """
     hasher = blake3(label.encode("ascii") + b"\0", key=key)
-    hasher.update(data)
+    for part in parts:
+        hasher.update(part)
     return hasher.hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 
 from pericard.errors import Forbidden
 
@@ -29,9 +30,12 @@ class Principal:
 
     def may(self, operation: str, model: str | None = None) -> bool:
         """Whether an operation (on a model) was granted."""
-        if operation not in self.operations:
-            return False
-        return model is None or any(fnmatchcase(model, pattern) for pattern in self.models)
+        return operation in self.operations and (model is None or _matches(self.models, model))
+
+
+@lru_cache(maxsize=4096)
+def _matches(patterns: tuple[str, ...], model: str) -> bool:
+    return any(fnmatchcase(model, pattern) for pattern in patterns)
 
 
 def require(principal: Principal, operation: str, model: str | None = None) -> None:

@@ -30,6 +30,7 @@ _PATTERN = re.compile(r"[a-z0-9*?][a-z0-9._*?-]{0,63}")
 _KEY_SIZE = 32
 _RECHECK_SECONDS = 1.0
 _NOBODY = bytes(32)
+_MOST_VERIFIED = 1024
 
 
 class TokenRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,6 +57,14 @@ class Issued(NamedTuple):
     record: TokenRecord
 
 
+class _Known(NamedTuple):
+    """A record as a request needs it."""
+
+    hash: bytes
+    expires: int
+    principal: Principal
+
+
 _FORMAT = "pericard/tokens/v1"
 
 
@@ -66,10 +75,28 @@ class TokenFile:
         """Use a token file; it is made by the first :meth:`create`."""
         self._path = path
         self._key_path = path.with_suffix(".key")
-        self._records: dict[str, TokenRecord] = {}
+        self._records = {}
         self._key = b""
         self._seen: tuple[tuple[int, int, int], ...] | None = None
         self._checked = float("-inf")
+
+    @property
+    def _records(self) -> dict[str, TokenRecord]:
+        return self._kept
+
+    @_records.setter
+    def _records(self, kept: dict[str, TokenRecord]) -> None:
+        """Replace every record, and what requests need of them."""
+        self._kept = kept
+        self._verified: dict[str, _Known] = {}
+        self._known = {
+            record.id: _Known(
+                bytes.fromhex(record.hash),
+                record.expires,
+                Principal(record.name, record.id, frozenset(record.operations), record.models),
+            )
+            for record in kept.values()
+        }
 
     def authenticate(self, token: str) -> Principal:
         """The principal that a token stands for.
@@ -78,16 +105,21 @@ class TokenFile:
             Unauthenticated: it is not a token of this site, or it ended; the caller cannot tell which.
         """
         self._refresh()
+        seen = self._verified.get(token)  # this very token was compared, in constant time, since the file last changed
+        if seen is not None and time.time() < seen.expires:
+            return seen.principal
         match = _TOKEN.fullmatch(token)
-        record = self._records.get(match[1]) if match else None
+        known = self._known.get(match[1]) if match else None
         # the same work for an unknown id, so that time does not tell which ids exist
-        expected = bytes.fromhex(record.hash) if record else _NOBODY
-        same = hmac.compare_digest(self._hash(token), expected)
-        if not same or record is None or time.time() >= record.expires:
+        same = hmac.compare_digest(self._hash(token), known.hash if known else _NOBODY)
+        if not same or known is None or time.time() >= known.expires:
             raise Unauthenticated(
                 "credential: is not valid", hint="send Authorization: Bearer <token>; the operator makes tokens"
             )
-        return Principal(record.name, record.id, frozenset(record.operations), record.models)
+        if len(self._verified) >= _MOST_VERIFIED:
+            self._verified.clear()
+        self._verified[token] = known
+        return known.principal
 
     def records(self) -> list[TokenRecord]:
         """All tokens that are kept, oldest first."""

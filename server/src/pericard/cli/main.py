@@ -8,14 +8,14 @@ import sys
 import click
 
 from pericard import __version__
-from pericard.cli import audit, env, grants, identity, keys, model, serve, token, trust
+from pericard.cli import audit, env, grants, identity, keys, model, replay, serve, token, trust
 from pericard.errors import PericardError
 
 _ABOUT = """Seal models for named hospitals, serve them guarded, and prove what they said.
 
 \b
 Vendor:    keygen publisher · seal · inspect · verify · grant · withdraw
-Hospital:  keygen identity · keygen log · identity · trust · token · serve · audit
+Hospital:  keygen identity · keygen log · identity · trust · token · serve · audit · replay
 """
 
 
@@ -27,7 +27,7 @@ def cli() -> None:
 
 for command in (
     keys.keygen, model.seal, model.inspect, model.verify, grants.grant, grants.withdraw, trust.trust, identity.identity,
-    serve.serve, token.token, audit.audit, env.env,
+    serve.serve, token.token, audit.audit, replay.replay, env.env,
 ):  # fmt: skip
     cli.add_command(command)
 

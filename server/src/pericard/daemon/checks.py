@@ -29,6 +29,11 @@ def require_files(settings: Settings) -> None:
         _hinted(
             lambda path: SealedModel(path).close(), Path(name), "models: put the sealed file that the vendor sent there"
         )
+    if settings.repository is not None and not Path(settings.repository.folder).is_dir():
+        raise ConfigError(
+            f"{settings.repository.folder}: is no folder",
+            hint="repository.folder: make it, and put sealed files into it",
+        )
     TrustStore(Path(settings.publishers)).load()
     _identities(settings)
     _hinted(_log_key, Path(settings.audit.key), f"pericard keygen log -o {settings.audit.key}")

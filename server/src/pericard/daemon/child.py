@@ -1,35 +1,49 @@
 """The entry of a child process: ``python -I -m pericard.daemon.child ROLE PARENT CONTROL VALUES [LISTENER]``.
 
-The last arguments are descriptor numbers. Hardening comes before a value is read, and torch is imported after it.
-Values come through a pipe: two u32 lengths, JSON, and for the engine the log key's secret and the live identities'
-seeds, the current one first.
+The last arguments are descriptor numbers. Hardening comes before a value is read; the engine locks itself in before it
+reads a secret, and imports torch after that. Values come through a pipe: two u32 lengths, JSON, and for the engine the
+log key's secret and the live identities' seeds, the current one first. For a later load the engine asks for the seeds
+again, over the control socket that only the supervisor holds the other end of; they come through a pipe of their own,
+and are wiped once the load has ended.
 Only the supervisor stops a child: signals that were sent to the whole family must not end the engine before the edge.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import json
 import logging
 import os
+import queue
 import signal
 import socket
 import struct
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pericard import hardening
-from pericard.errors import PericardError, PipeError
+from pericard import confinement, durable, hardening
+from pericard.engine.values import EngineValues
+from pericard.errors import KeySourceUnavailable, PericardError, PipeError
 from pericard.keys import Identity, LogKey, wipe
 from pericard.keys.identity import SEED_SIZE
 from pericard.keys.log import SECRET_SIZE
+
+if TYPE_CHECKING:  # it brings torch, which is imported after hardening
+    from pericard.engine.main import Engine
 
 _LENGTHS = struct.Struct("<II")
 _MAX_VALUES = 1 << 20
 _MOST_IDENTITIES = 2
 _TICK_SECONDS = 30.0
+_THRESHOLDS = (20_000, 20, 50)
 _CONTROL_SIZE = 64
+_CONTROL_DESCRIPTORS = 2
+_KEYS_SECONDS = 10.0
 
 
 def main(arguments: list[str]) -> int:
@@ -70,76 +84,165 @@ def say(control: socket.socket, message: dict[str, object]) -> None:
 
 
 def _engine(control: socket.socket, values_fd: int) -> None:
-    from pericard.engine.values import EngineValues  # noqa: PLC0415  (after hardening)
-
-    text, secrets = _read_values(values_fd)
+    text, secret_size = _read_text(values_fd)
     values = msgspec.json.decode(text, type=EngineValues)
+    confined = _confine(values)
+    secrets = _read_secrets(values_fd, secret_size)
     try:
         log_key, identity, previous = _keys(secrets)
     finally:
         wipe(secrets)
-    from pericard.engine.main import Engine  # noqa: PLC0415  (brings torch, after hardening)
+    from pericard.engine.main import Engine  # noqa: PLC0415  (brings torch, once nothing can get out)
 
-    engine = Engine(values, identity, log_key, previous=previous)
+    asking = _Identities(control)
+    engine = Engine(values, identity, log_key, previous=previous, identities=asking, confinement=confined)
     del identity, previous  # the models are open; nothing here needs them again
     engine.start(lambda: os._exit(70))
-    say(control, {"ready": engine.serving})
+    _settle_memory()
+    _obey(control, engine, asking)
+
+
+def _confine(values: EngineValues) -> dict[str, Any]:
+    """Lock the engine in; afterwards it changes files in two folders only, the audit log's and the trust state's."""
+    log = Path(values.audit_directory)
+    with contextlib.suppress(OSError):  # the log says what is wrong with its folder
+        log.mkdir(mode=0o750)  # from inside no folder can be made
+        durable.sync_folder(log.parent)
+    return confinement.confine(
+        writable=[log, Path(values.trust_state).parent],
+        devices=[] if set(values.devices) == {"cpu"} else confinement.cuda_devices(),
+        require=values.require,
+    )
+
+
+class _Identities:
+    """Asks the supervisor for the live identities; called on the thread that loads."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._given: queue.Queue[int] = queue.Queue(1)
+
+    def __call__(self) -> tuple[Identity, ...]:
+        """The live identities, the current one first.
+
+        Raises:
+            KeySourceUnavailable: they did not come.
+        """
+        unavailable = KeySourceUnavailable("identity: the supervisor did not give it again", hint="restart the server")
+        try:
+            while True:  # what came too late for whoever asked before
+                os.close(self._given.get_nowait())
+        except queue.Empty:
+            pass
+        try:
+            os.write(self._control.fileno(), b'{"keys": true}')
+            descriptor = self._given.get(timeout=_KEYS_SECONDS)
+        except (OSError, queue.Empty) as error:
+            raise unavailable from error
+        seeds = bytearray(_MOST_IDENTITIES * SEED_SIZE)
+        try:
+            size = os.readv(descriptor, [seeds])  # written at once, before it was handed over
+            return _identities(memoryview(seeds)[:size])
+        except OSError as error:
+            raise unavailable from error
+        finally:
+            wipe(seeds)
+            os.close(descriptor)
+
+    def hand(self, descriptor: int) -> None:
+        """Hand over what the supervisor gave; never waits."""
+        try:
+            self._given.put_nowait(descriptor)
+        except queue.Full:
+            os.close(descriptor)
+
+
+def _obey(control: socket.socket, engine: Engine, asking: _Identities) -> None:
+    """Do what the supervisor says, until it says stop."""
+    told = engine.serving
+    say(control, {"ready": told})
     control.settimeout(_TICK_SECONDS)
     while True:
         try:
-            message, descriptors, _, _ = socket.recv_fds(control, _CONTROL_SIZE, 1)
+            message, descriptors, _, _ = socket.recv_fds(control, _CONTROL_SIZE, _CONTROL_DESCRIPTORS)
         except TimeoutError:
             engine.tick()
-            continue
-        if message == b"pipe" and descriptors:
-            engine.attach(socket.socket(fileno=descriptors[0]))
+            message, descriptors = b"tick", []
+        if message == b"pipe" and len(descriptors) == _CONTROL_DESCRIPTORS:
+            engine.attach(socket.socket(fileno=descriptors[0]), descriptors[1])
+        elif message == b"keys" and len(descriptors) == 1:
+            asking.hand(descriptors[0])
+        elif message == b"reload":
+            engine.reload()
         elif message == b"stop":
             engine.stop()
             return
         elif message == b"":
             os._exit(1)  # the supervisor is gone
+        if engine.serving != told:
+            told = engine.serving
+            os.write(control.fileno(), json.dumps({"serving": told}).encode())
 
 
 def _edge(control: socket.socket, values_fd: int, listener: socket.socket) -> None:
     from pericard.edge.main import Edge  # noqa: PLC0415  (after hardening)
     from pericard.edge.values import EdgeValues  # noqa: PLC0415
 
-    text, _ = _read_values(values_fd)
+    text, secret_size = _read_text(values_fd)
+    _read_secrets(values_fd, secret_size)
     edge = Edge(msgspec.json.decode(text, type=EdgeValues))
     say(control, {"ready": "edge"})
 
     async def serve() -> None:
         await edge.serve(listener, control)
 
+    _settle_memory()
     import uvloop  # noqa: PLC0415
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve())
 
 
+def _settle_memory() -> None:
+    """Keep what is there for good out of the garbage collector's rounds, and have it make fewer of them."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_THRESHOLDS)
+
+
 def _keys(secrets: bytearray) -> tuple[LogKey, Identity, Identity | None]:
-    count, rest = divmod(len(secrets) - SECRET_SIZE, SEED_SIZE)
-    if rest or not 0 < count <= _MOST_IDENTITIES:
-        raise PipeError("values: hold no keys")
-    parts = memoryview(secrets)
-    seeds = [bytearray(parts[SECRET_SIZE + place * SEED_SIZE :][:SEED_SIZE]) for place in range(count)]
-    secret = bytearray(parts[:SECRET_SIZE])
+    secret = bytearray(memoryview(secrets)[:SECRET_SIZE])
     try:
-        identity, *previous = map(Identity, seeds)
+        identity, *previous = _identities(memoryview(secrets)[SECRET_SIZE:])
         return LogKey(secret), identity, previous[0] if previous else None
     finally:
-        for part in (secret, *seeds):
-            wipe(part)
+        wipe(secret)
 
 
-def _read_values(descriptor: int) -> tuple[bytes, bytearray]:
+def _identities(given: memoryview) -> tuple[Identity, ...]:
+    count, rest = divmod(len(given), SEED_SIZE)
+    if rest or not 0 < count <= _MOST_IDENTITIES:
+        raise PipeError("values: hold no keys")
+    seeds = [bytearray(given[place * SEED_SIZE :][:SEED_SIZE]) for place in range(count)]
+    try:
+        return tuple(map(Identity, seeds))
+    finally:
+        for seed in seeds:
+            wipe(seed)
+
+
+def _read_text(descriptor: int) -> tuple[bytes, int]:
+    """The values, and how many bytes of secrets stand behind them."""
     length, secret_size = _LENGTHS.unpack(_read_exactly(descriptor, _LENGTHS.size))
     if length > _MAX_VALUES or secret_size > _MAX_VALUES:
         raise PipeError("values: are larger than allowed")
-    text = bytes(_read_exactly(descriptor, length))
-    secrets = _read_exactly(descriptor, secret_size)
+    return bytes(_read_exactly(descriptor, length)), secret_size
+
+
+def _read_secrets(descriptor: int, size: int) -> bytearray:
+    secrets = _read_exactly(descriptor, size)
     os.close(descriptor)
-    return text, secrets
+    return secrets
 
 
 def _read_exactly(descriptor: int, size: int) -> bytearray:

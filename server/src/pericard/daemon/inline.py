@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -19,12 +20,13 @@ from pericard.edge.main import Edge
 from pericard.engine.main import Engine
 from pericard.errors import ConfigError
 from pericard.keys import Identity, LogKey, wipe
+from pericard.pipe import create
 from pericard.settings import Settings, is_loopback
 from pericard.unlock import unlock
 
 
 def run(settings: Settings, *, announce: Callable[[str], None]) -> None:
-    """Run until SIGTERM or SIGINT.
+    """Run until SIGTERM or SIGINT; SIGHUP reloads certificate and models.
 
     Raises:
         PericardError: it could not start, or was asked to listen beyond loopback.
@@ -42,17 +44,25 @@ def run(settings: Settings, *, announce: Callable[[str], None]) -> None:
             wipe(seed)
     listener = values.listen(settings)
     log_key, previous = LogKey.read(Path(settings.audit.key)), others[0] if others else None
-    engine = Engine(values.engine_values(settings), identity, log_key, previous=previous)
+    live = (identity,) if previous is None else (identity, previous)
+    # one process: nobody else could keep the identity for a later load
+    engine = Engine(values.engine_values(settings), identity, log_key, previous=previous, identities=lambda: live)
     engine.start(lambda: os._exit(70))
     try:
         edge = Edge(values.edge_values(settings))
         ours, theirs = socket.socketpair()
-        engine.attach(ours)
+        region = create(settings.engine.shared_memory)
+        engine.attach(ours, os.dup(region))
 
         async def serve() -> None:
-            await edge.link.attach(theirs)
+            await edge.link.attach(theirs, region)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
             announce(f"serving {engine.serving} on {values.url(settings, listener)} (inline)")
             await edge.serve(listener)
+
+        def reload() -> None:
+            edge.reload()
+            engine.reload()
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve())

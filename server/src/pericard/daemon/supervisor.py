@@ -1,10 +1,11 @@
-"""The supervisor: starts engine and edge, joins them, starts again what ended, and stops in order.
+"""The supervisor: starts engine and edges, joins them, starts again what ended, and stops in order.
 
 It holds its secrets in locked memory from the first start to the last; it parses no byte that came from the network,
 and what unlocks an identity from anywhere but a plain file does so in a process of its own. A child that is refused
 at the first start (a tampered model, a taken log) ends the daemon with that child's own error. After that a child that
 ends is started again, with a growing pause, for as long as the daemon runs. Nothing that a child does holds it up or
-ends it: a start takes a bounded time, and a message that is none costs the child its life.
+ends it: a start takes a bounded time, and a message that is none costs the child its life. The engine keeps no
+identity; for a later load it asks for it here, over its own control socket, and gets it through a new pipe.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from pericard import hardening
 from pericard.daemon import notify, unlocking, values
 from pericard.errors import PipeError, from_code
 from pericard.keys import LogKey
+from pericard.pipe import create
 from pericard.settings import Settings
 
 _logger = logging.getLogger(__name__)
@@ -50,11 +52,23 @@ class _Failure(msgspec.Struct, frozen=True):
 
 
 class _Told(msgspec.Struct, frozen=True):
-    """A child's message: what it is ready for, why it cannot start, or that the edge heard the engine."""
+    """A child's message.
+
+    Attributes:
+        ready: what it is ready for.
+        failed: why it cannot start.
+        joined: an edge heard what the engine serves.
+        lost: an edge was cut off from the engine, and wants another pipe.
+        keys: the engine needs the identities.
+        serving: what the engine serves now.
+    """
 
     ready: str | None = None
     failed: _Failure | None = None
     joined: bool = False
+    lost: bool = False
+    keys: bool = False
+    serving: str | None = None
 
 
 @dataclass(slots=True)
@@ -65,6 +79,7 @@ class Child:
     process: subprocess.Popen[bytes] | None = None
     control: socket.socket | None = None
     ready: bool = False
+    joined: bool = False
     started: float = 0.0
     pause: float = _FIRST_PAUSE
     again_at: float = field(default=0.0)
@@ -92,7 +107,9 @@ class Supervisor:
         if not all(secret.locked for secret in (self._log_secret, *self._identities)):
             _logger.warning("identity and log key: cannot be locked in memory; the limit is RLIMIT_MEMLOCK")
         self._listener = values.listen(settings)
-        self._engine, self._edge = Child("engine"), Child("edge")
+        self._engine = Child("engine")
+        self._edges = [Child("edge") for _ in range(settings.edges)]
+        self._children = (self._engine, *self._edges)
         self._selector = selectors.DefaultSelector()
         self._signals: list[int] = []
         self._stopping = False
@@ -100,7 +117,7 @@ class Supervisor:
         self._serving = ""
 
     def run(self) -> None:
-        """Run until SIGTERM or SIGINT; SIGHUP reloads the certificate.
+        """Run until SIGTERM or SIGINT; SIGHUP reloads certificate and models.
 
         Raises:
             PericardError: a child was refused or could not be started, the first time.
@@ -112,8 +129,8 @@ class Supervisor:
         previous = signal.set_wakeup_fd(wakeup_write.fileno())
         handlers = {number: signal.signal(number, self._signalled) for number in _SIGNALS}
         try:
-            self._spawn(self._engine)
-            self._spawn(self._edge)
+            for child in self._children:
+                self._spawn(child)
             while not self._stopping:
                 self._step(wakeup_read)
         finally:
@@ -140,10 +157,12 @@ class Supervisor:
         while self._signals:
             number = self._signals.pop(0)
             if number == signal.SIGHUP:
-                self._tell(self._edge, b"reload")
+                for child in self._children:
+                    if child.ready:  # one that is starting reads everything anyway
+                        self._tell(child, b"reload")
             else:
                 self._stopping = True
-        for child in (self._engine, self._edge):
+        for child in self._children:
             due = self._due(child)
             if self._stopping or due is None or time.monotonic() < due:
                 continue
@@ -159,14 +178,14 @@ class Supervisor:
         return None if child.ready and self._served else child.started + _START_SECONDS
 
     def _until_due(self) -> float | None:
-        due = [moment for child in (self._engine, self._edge) if (moment := self._due(child)) is not None]
+        due = [moment for child in self._children if (moment := self._due(child)) is not None]
         return max(0.0, min(due) - time.monotonic()) if due else None
 
     # --- children ----------------------------------------------------------------------------------------------------
 
     def _spawn(self, child: Child) -> None:
         """Start a child; one that cannot be started now is one that ended."""
-        child.ready, child.started = False, time.monotonic()
+        child.ready, child.joined, child.started = False, False, time.monotonic()
         try:
             self._start(child)
         except OSError as error:  # no process, no descriptor, or the interpreter is being replaced
@@ -208,11 +227,11 @@ class Supervisor:
 
     def _give_values(self, child: Child, descriptor: int) -> None:
         secrets: tuple[memoryview, ...] = ()
-        if child is self._edge:
-            text = msgspec.json.encode(values.edge_values(self._settings))
-        else:
+        if child is self._engine:
             text = msgspec.json.encode(values.engine_values(self._settings))
             secrets = (self._log_secret.view, *(identity.view for identity in self._identities))
+        else:
+            text = msgspec.json.encode(values.edge_values(self._settings))
         lengths = struct.pack("<II", len(text), sum(secret.nbytes for secret in secrets))
         for part in (memoryview(lengths + text), *secrets):
             left = part
@@ -231,19 +250,34 @@ class Supervisor:
             self._ended(child)
             return
         try:
-            told = msgspec.json.decode(message, type=_Told)
+            self._heed(child, msgspec.json.decode(message, type=_Told))
         except (msgspec.DecodeError, RecursionError):
             self._drop(child, "sent a message that is none")
-            return
+
+    def _heed(self, child: Child, told: _Told) -> None:
         if told.failed is not None:
             self._failed(child, told.failed)
         elif told.ready is not None and not child.ready:
             child.ready = True
             if child is self._engine:
                 self._serving = told.ready
-            self._join()
-        elif told.joined and child is self._edge and self._engine.ready:
+            for edge in self._edges if child is self._engine else [child]:
+                self._join(edge)
+        elif child is self._engine:
+            self._hear_engine(told)
+        elif told.lost:
+            self._join(child)
+        elif told.joined and self._engine.ready and not child.joined:
+            child.joined = True
             self._joined()
+
+    def _hear_engine(self, told: _Told) -> None:
+        if told.keys:
+            self._give_identities()
+        if told.serving is not None:
+            self._serving = told.serving
+            if self._served:
+                notify.tell(f"STATUS=serving {self._serving}")
 
     def _failed(self, child: Child, failure: _Failure) -> None:
         if not self._served:
@@ -290,17 +324,42 @@ class Supervisor:
         _logger.error("%s was killed and does not end", child.role)  # the kernel's to solve; a later wait collects it
         return None
 
-    def _join(self) -> None:
-        """Once both are ready, give each one end of a new pipe; old ends close themselves."""
-        if not (self._engine.ready and self._edge.ready):
+    def _join(self, edge: Child) -> None:
+        """Once both are ready, give engine and edge each one end of a new pipe and its memory; old ends close."""
+        if not (self._engine.ready and edge.ready):
             return
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            self._tell(self._engine, b"pipe", ours.fileno())
-            self._tell(self._edge, b"pipe", theirs.fileno())
+        edge.joined = False
+        with contextlib.ExitStack() as ends:
+            try:
+                ours, theirs = map(ends.enter_context, socket.socketpair())
+                region = create(self._settings.engine.shared_memory)
+            except OSError as error:
+                self._drop(edge, f"cannot be joined: {(error.strerror or 'i/o error').lower()}")
+                return
+            ends.callback(os.close, region)
+            self._tell(self._engine, b"pipe", ours.fileno(), region)
+            self._tell(edge, b"pipe", theirs.fileno(), region)
+
+    def _give_identities(self) -> None:
+        """Give the engine the live identities once more, through a pipe that holds all of them at once."""
+        try:
+            read_end, write_end = os.pipe()
+        except OSError:
+            _logger.exception("the identity could not be handed to the engine")  # who waits for it gives up
+            return
+        try:
+            os.writev(write_end, [identity.view for identity in self._identities])
+        finally:
+            os.close(write_end)
+        try:
+            self._tell(self._engine, b"keys", read_end)
+        finally:
+            os.close(read_end)
 
     def _joined(self) -> None:
-        """The edge knows what the engine serves: from the first time on, the daemon serves."""
+        """An edge knows what the engine serves: once every edge does for the first time, the daemon serves."""
+        if not all(edge.joined for edge in self._edges):
+            return
         if not self._served:
             self._served = True
             where = values.url(self._settings, self._listener)
@@ -321,18 +380,21 @@ class Supervisor:
             _logger.debug("%s no longer listens", child.role)
 
     def _stop(self) -> None:
-        """Stop the edge first, so that what it accepted is still answered; then the engine."""
+        """Stop the edges first, so that what they accepted is still answered; then the engine."""
         drain = self._settings.limits.drain_seconds + _END_SECONDS
         notify.tell(f"STOPPING=1\nEXTEND_TIMEOUT_USEC={int((drain + _ENGINE_STOP_SECONDS) * 1e6)}")
-        for child, seconds in ((self._edge, drain), (self._engine, _ENGINE_STOP_SECONDS)):
-            if child.process is None:
-                continue
-            if child.ready:  # one that is still starting has nothing to finish
-                self._tell(child, b"stop")
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    child.process.wait(timeout=seconds)
-            child.process.kill()  # nothing happens to one that has ended
-            self._reap(child)
+        for children, seconds in ((self._edges, drain), ([self._engine], _ENGINE_STOP_SECONDS)):
+            started = [(child, child.process) for child in children if child.process is not None]
+            for child, _ in started:
+                if child.ready:  # one that is still starting has nothing to finish
+                    self._tell(child, b"stop")
+            end = time.monotonic() + seconds
+            for child, process in started:
+                if child.ready:
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(timeout=max(0.0, end - time.monotonic()))
+                process.kill()  # nothing happens to one that has ended
+                self._reap(child)
 
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

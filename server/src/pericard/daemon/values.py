@@ -7,9 +7,9 @@ from pathlib import Path
 
 from pericard import __version__
 from pericard.edge.values import EdgeValues
-from pericard.engine.values import EngineValues
+from pericard.engine.values import EngineValues, RepositoryValues
 from pericard.errors import ConfigError
-from pericard.settings import Settings
+from pericard.settings import RepositorySettings, Settings
 from pericard.unlock import UnlockValues, VaultValues
 
 
@@ -21,13 +21,26 @@ def engine_values(settings: Settings) -> EngineValues:
         publishers=settings.publishers,
         trust_state=settings.trust_state,
         audit_directory=settings.audit.directory,
-        device=engine.device,
+        devices=(engine.device,) if isinstance(engine.device, str) else engine.device,
         threads=engine.threads,
         memory=engine.memory,
         memory_budget=engine.memory_budget,
         queue=engine.queue,
         version=__version__,
+        repository=_repository(settings.repository) if settings.repository else None,
+        memory_total=engine.memory_total,
+        per_caller=settings.limits.caller_rows,
+        caller_rate=settings.limits.caller_rate,
+        caller_burst=settings.limits.caller_burst,
+        batch_delay=engine.batch_delay_ms / 1000,
+        recheck_seconds=engine.recheck_seconds,
+        drain_seconds=settings.limits.answer_seconds,  # after that, nobody waits for an answer any more
+        require=engine.require,
     )
+
+
+def _repository(found: RepositorySettings) -> RepositoryValues:
+    return RepositoryValues(found.folder, found.latest, found.sequences, found.watch_seconds)
 
 
 def unlock_values(settings: Settings) -> UnlockValues:

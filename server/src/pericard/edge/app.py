@@ -1,4 +1,4 @@
-"""The FastAPI entrance: declares the routes, makes a head and a body reader, and calls the answer function.
+"""The FastAPI entrance: declares the routes, and calls the answer function for each of them.
 
 FastAPI's own parsing, validation and error handling are not used: what it would answer, it would answer differently
 from every other entrance.
@@ -14,11 +14,12 @@ from fastapi import Response as HttpResponse
 from starlette.requests import ClientDisconnect
 from starlette.routing import request_response
 
-from pericard.edge import description
+from pericard.edge import asgi, description
 from pericard.edge.answer import ROUTES, Answerer
-from pericard.edge.http import Head
 from pericard.edge.limits import Limits, read_body
 from pericard.errors import MalformedRequest
+
+_PLAIN = str.maketrans("", "", "{}")
 
 
 def create_app(answerer: Answerer, *, version: str) -> FastAPI:
@@ -43,7 +44,7 @@ def create_app(answerer: Answerer, *, version: str) -> FastAPI:
             summary=route.summary,
             openapi_extra=description.operation(route),
             response_model=None,
-            operation_id=f"{route.method.lower()}{route.path.replace('/', '_').replace('{name}', 'name')}",
+            operation_id=f"{route.method.lower()}{route.path.replace('/', '_').translate(_PLAIN)}",
         )
     app.mount("/", anything)  # every other path, and every other method
     app.router.default = anything  # what is not even a path
@@ -52,14 +53,7 @@ def create_app(answerer: Answerer, *, version: str) -> FastAPI:
 
 def _endpoint(answerer: Answerer) -> Callable[[Request], Awaitable[HttpResponse]]:
     async def endpoint(request: Request) -> HttpResponse:
-        headers: dict[str, str] = {}
-        for raw_name, raw_value in request.scope["headers"]:
-            name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
-            headers[name] = f"{headers[name]}, {value}" if name in headers else value
-        path = request.scope.get("raw_path") or request.scope["path"].encode()
-        address = request.client.host if request.client else ""
-        head = Head(request.method, path.decode("latin-1"), headers, address)
-        answered = await answerer.answer(head, lambda: _read(request, answerer.limits))
+        answered = await answerer.answer(asgi.head_of(request.scope), lambda: _read(request, answerer.limits))
         return HttpResponse(content=answered.body, status_code=answered.status, headers=dict(answered.headers))
 
     return endpoint

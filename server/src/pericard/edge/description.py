@@ -10,7 +10,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from pericard.edge.answer import OPEN, Route
+from pericard.edge.gate import OPEN, PARTS, Route
 
 
 class Problem(msgspec.Struct):
@@ -43,11 +43,20 @@ class Ready(msgspec.Struct):
     ready: bool
 
 
+class Health(msgspec.Struct):
+    """Health under ``/v2``; clients differ in which of the two fields they read."""
+
+    live: bool
+    ready: bool
+    error: str | UnsetType = UNSET
+
+
 class ModelReady(msgspec.Struct):
     """Whether one model can answer."""
 
     name: str
     ready: bool
+    error: str | UnsetType = UNSET
 
 
 class Server(msgspec.Struct):
@@ -169,74 +178,182 @@ class Answer(msgspec.Struct):
 
 
 class Question(msgspec.Struct, forbid_unknown_fields=True):
-    """One item, or a list of items, and what the samples are."""
+    """One item, or a list of items, or base64 text of them, and what the samples are."""
 
-    inputs: list[Any]
+    inputs: list[Any] | str
     model: str | None = None
+    version: str | None = None
     sampling_rate: float | None = None
     unit: str | None = None
     leads: list[str] | None = None
+    dtype: str | None = None
+    gain: float | None = None
 
 
-_SCHEMAS = (Problem, Error, Live, Ready, ModelReady, Server, Models, Model, Answer, Question)
+class Configuration(msgspec.Struct):
+    """What clients and tools of the protocol ask of a model's configuration."""
+
+    name: str
+    platform: str
+    version_policy: dict[str, Any]
+    max_batch_size: int
+    input: list[dict[str, Any]]
+    output: list[dict[str, Any]]
+    dynamic_batching: dict[str, Any]
+
+
+class Statistics(msgspec.Struct):
+    """The statistics extension's entries, one for each version."""
+
+    model_stats: list[dict[str, Any]]
+
+
+class IndexEntry(msgspec.Struct):
+    """One version, and why it is not ready."""
+
+    name: str
+    version: str
+    state: Literal["READY", "UNAVAILABLE", "LOADING"]
+    reason: str
+
+
+class Operated(msgspec.Struct):
+    """A model that was loaded or unloaded."""
+
+    model: str
+    version: str | UnsetType = UNSET
+
+
+class InferTensor(msgspec.Struct):
+    """A tensor of the protocol; ``data`` is left out where its bytes follow the JSON."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    parameters: dict[str, str | float | bool] | UnsetType = UNSET
+    data: list[Any] | UnsetType = UNSET
+
+
+class InferQuestion(msgspec.Struct):
+    """An inference request of the protocol."""
+
+    inputs: list[InferTensor]
+    id: str | UnsetType = UNSET
+    parameters: dict[str, str | float | bool] | UnsetType = UNSET
+    outputs: list[dict[str, Any]] | UnsetType = UNSET
+
+
+class InferAnswer(msgspec.Struct):
+    """An inference response of the protocol; ``parameters`` names model, runtime, licence and receipts."""
+
+    model_name: str
+    model_version: str
+    parameters: dict[str, str | float | bool]
+    outputs: list[InferTensor]
+    id: str | UnsetType = UNSET
+
+
+_SCHEMAS = (
+    Problem, Error, Live, Ready, Health, ModelReady, Server, Models, Model, Answer, Question, Configuration, Statistics,
+    IndexEntry, Operated, InferQuestion, InferAnswer,
+)  # fmt: skip
 _ANSWERS: dict[str, type[msgspec.Struct]] = {
     "/livez": Live,
-    "/v2/health/live": Live,
+    "/v2/health/live": Health,
     "/readyz": Ready,
-    "/v2/health/ready": Ready,
+    "/v2/health/ready": Health,
     "/v2": Server,
     "/v2/models": Models,
+    "/v2/models/stats": Statistics,
     "/v2/models/{name}": Model,
     "/v2/models/{name}/ready": ModelReady,
+    "/v2/models/{name}/config": Configuration,
+    "/v2/models/{name}/stats": Statistics,
+    "/v2/models/{name}/infer": InferAnswer,
+    "/v2/repository/index": IndexEntry,
+    "/v2/repository/models/{name}/load": Operated,
+    "/v2/repository/models/{name}/unload": Operated,
     "/predict": Answer,
 }
 _NOT_READY = ("/readyz", "/v2/health/ready", "/v2/models/{name}/ready")
+_BYTES = {"schema": {"type": "string", "format": "binary"}}
+_ASKS = ("/metrics", "/stats", "/index", "/load", "/unload", "/infer", "/predict")  # the engine, which may be late
+
+
+def _path(route: Route) -> str:
+    """A route's path; of one version, that of its model."""
+    return route.path.replace("/versions/{version}", "")
 
 
 def operation(route: Route) -> dict[str, Any]:
     """What FastAPI cannot know of a route."""
-    named = "{name}" in route.path
     wanted: dict[str, Any] = {"security": [] if route.permission == OPEN else [{"bearer": []}]}
     if route.permission != OPEN:
         wanted["x-permission"] = route.permission
-    if named:
-        name = {"type": "string", "pattern": "^[a-z0-9][a-z0-9._-]{0,63}$"}
-        wanted["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": name}]
-    if route.method == "POST":
-        wanted["requestBody"] = {"required": True, "content": {"application/json": {"schema": _reference(Question)}}}
-    wanted["responses"] = {
-        str(status): _response(route, status) for status in (200, *sorted(_errors(route, named=named)))
-    }
+    parameters = [
+        {"name": part, "in": "path", "required": True, "schema": {"type": "string", "pattern": f"^{form}$"}}
+        for part, form in PARTS.items()
+        if f"{{{part}}}" in route.path
+    ]
+    if parameters:
+        wanted["parameters"] = parameters
+    content = _asked(route)
+    if content:
+        wanted["requestBody"] = {"required": route.permission == "predict", "content": content}
+    wanted["responses"] = {str(status): _response(route, status) for status in (200, *sorted(_errors(route)))}
     return wanted
 
 
-def _errors(route: Route, *, named: bool) -> set[int]:
+def _asked(route: Route) -> dict[str, Any]:
+    """What a request's body may be."""
+    if route.method != "POST":
+        return {}
+    if route.path == "/predict":
+        return {"application/json": {"schema": _reference(Question)}, "application/octet-stream": _BYTES}
+    if route.path.endswith("/infer"):
+        return {"application/json": {"schema": _reference(InferQuestion)}, "application/octet-stream": _BYTES}
+    return {"application/json": {"schema": {"type": "object"}}}
+
+
+def _errors(route: Route) -> set[int]:
     statuses = {400, 408, 413, 500, 503}
     if route.permission != OPEN:
         statuses |= {401, 403}
-    if named:
+    if "{name}" in route.path:
         statuses |= {404}
-    if route.path == "/metrics":
+    if route.path.endswith(_ASKS):
         statuses |= {504}
-    if route.method == "POST":
-        statuses |= {404, 415, 422, 504}
+    if route.permission == "predict":
+        statuses |= {404, 415, 422, 429}
+    if route.permission == "admin":
+        statuses |= {422}
     return statuses
 
 
 def _response(route: Route, status: int) -> dict[str, Any]:
+    path = _path(route)
     if status == 200:  # noqa: PLR2004  (OK)
-        if route.path == "/metrics":
-            return {"description": "Prometheus text", "content": {"text/plain": {"schema": {"type": "string"}}}}
-        schema = _reference(_ANSWERS[route.path])
-        return {"description": route.summary, "content": {"application/json": {"schema": schema}}}
-    form, error = ("application/json", Error) if route.path.startswith("/v2") else ("application/problem+json", Problem)
+        return _answer(route, path)
+    form, error = ("application/json", Error) if path.startswith("/v2") else ("application/problem+json", Problem)
     content: dict[str, Any] = {form: {"schema": _reference(error)}}
-    if status != 503 or route.path not in _NOT_READY:  # noqa: PLR2004  (Service Unavailable)
+    if status != 503 or path not in _NOT_READY:  # noqa: PLR2004  (Service Unavailable)
         return {"description": "refused", "content": content}
-    answer = _reference(_ANSWERS[route.path])
+    answer = _reference(_ANSWERS[path])
     both = {"anyOf": [answer, _reference(error)]}
     content["application/json"] = {"schema": both if form == "application/json" else answer}
     return {"description": "not ready, or refused", "content": content}
+
+
+def _answer(route: Route, path: str) -> dict[str, Any]:
+    if path == "/metrics":
+        return {"description": "Prometheus text", "content": {"text/plain": {"schema": {"type": "string"}}}}
+    schema: dict[str, Any] = _reference(_ANSWERS[path])
+    if path == "/v2/repository/index":
+        schema = {"type": "array", "items": schema}
+    content: dict[str, Any] = {"application/json": {"schema": schema}}
+    if path.endswith("/infer"):
+        content["application/octet-stream"] = _BYTES
+    return {"description": route.summary, "content": content}
 
 
 def _reference(kind: type[msgspec.Struct]) -> dict[str, str]:

@@ -5,14 +5,38 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
-@dataclass(frozen=True, slots=True)
+class Gone:
+    """Whether a caller left before its answer, and what happens then; an entrance that cannot tell never says so."""
+
+    __slots__ = ("_callback", "happened")
+
+    def __init__(self) -> None:
+        self.happened = False
+        self._callback: Callable[[], None] | None = None
+
+    def then(self, callback: Callable[[], None]) -> None:
+        """Call back once the caller left; at once if it has."""
+        if self.happened:
+            callback()
+        else:
+            self._callback = callback
+
+    def happen(self) -> None:
+        """The caller left."""
+        if not self.happened:
+            self.happened = True
+            if self._callback is not None:
+                self._callback()
+
+
+@dataclass(slots=True)
 class Head:
     """Everything of a request but its body.
 
@@ -21,17 +45,22 @@ class Head:
         path: as it was sent, without query, not normalised.
         headers: lower-case names; a header that came twice is joined with ``", "``.
         address: of the peer.
+        gone: hears of it when the caller leaves.
     """
 
     method: str
     path: str
     headers: Mapping[str, str]
     address: str
+    gone: Gone = field(default_factory=Gone)
+    _request_id: str = ""
 
     def request_id(self) -> str:
         """The caller's ``X-Request-Id`` if it is well formed, else a new one."""
-        given = self.headers.get("x-request-id", "")
-        return given if _REQUEST_ID.fullmatch(given) else os.urandom(12).hex()
+        if not self._request_id:
+            given = self.headers.get("x-request-id", "")
+            self._request_id = given if _REQUEST_ID.fullmatch(given) else os.urandom(12).hex()
+        return self._request_id
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,8 @@ def check_head(head: Head, limits: Limits) -> None:
     Raises:
         RequestTooLarge, MalformedRequest: it does.
     """
-    if sum(len(name) + len(value) for name, value in head.headers.items()) + len(head.path) > limits.header_bytes:
+    size = sum(map(len, head.headers)) + sum(map(len, head.headers.values())) + len(head.path)
+    if size > limits.header_bytes:
         raise RequestTooLarge(f"headers: are larger than {limits.header_bytes} bytes")
     length = head.headers.get("content-length")
     if length is not None:

@@ -23,6 +23,7 @@ import uvicorn
 from pericard.auth import TokenFile
 from pericard.edge.answer import Answerer
 from pericard.edge.app import create_app
+from pericard.edge.asgi import RawEntrance
 from pericard.edge.limits import Limits
 from pericard.edge.protocol import guarded
 from pericard.edge.values import EdgeValues
@@ -32,6 +33,7 @@ from pericard.pipe import EngineLink
 _KEEP_ALIVE_SECONDS = 75
 _BACKLOG = 1024
 _CONTROL_SIZE = 64
+_REJOIN_SECONDS = 0.5
 _logger = logging.getLogger(__name__)
 
 
@@ -54,7 +56,7 @@ class Edge:
             ConfigError: the certificate or its key cannot be used.
         """
         self._values = values
-        self.link = EngineLink(self._joined)
+        self.link = EngineLink(self._joined, self._lost)
         self._control_socket: socket.socket | None = None
         limits = _limits(values)
         answerer = Answerer(self.link, TokenFile(Path(values.tokens)), limits, version=values.version)
@@ -64,7 +66,7 @@ class Edge:
             # a connection takes the newest certificate; one context alone would be broken by a bad reload
             context.sni_callback = self._newest
         config = uvicorn.Config(
-            create_app(answerer, version=values.version),
+            RawEntrance(answerer, create_app(answerer, version=values.version)),
             loop="uvloop",
             http=guarded(limits, connections=values.connections, told=answerer.refused),
             ws="none",
@@ -113,15 +115,25 @@ class Edge:
             with contextlib.suppress(OSError):
                 self._control_socket.send(b'{"joined": true}')
 
+    def _lost(self) -> None:
+        """Ask for another pipe, unless the supervisor brings one by itself, as it does when the engine comes back."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and we with it
+            asyncio.get_running_loop().call_later(_REJOIN_SECONDS, self._ask_for_pipe)
+
+    def _ask_for_pipe(self) -> None:
+        if self._control_socket is not None and self.link.catalog is None and not self.server.should_exit:
+            with contextlib.suppress(OSError):
+                self._control_socket.send(b'{"lost": true}')
+
     def _control(self, control: socket.socket) -> None:
         try:
-            message, descriptors, _, _ = socket.recv_fds(control, _CONTROL_SIZE, 1)
+            message, descriptors, _, _ = socket.recv_fds(control, _CONTROL_SIZE, 2)
         except BlockingIOError:
             return
         except OSError:
             message, descriptors = b"", []
-        if message == b"pipe" and descriptors:
-            task = asyncio.ensure_future(self.link.attach(socket.socket(fileno=descriptors[0])))
+        if message == b"pipe" and len(descriptors) == 2:  # noqa: PLR2004  (a socket and its region)
+            task = asyncio.ensure_future(self.link.attach(socket.socket(fileno=descriptors[0]), descriptors[1]))
             task.add_done_callback(lambda done: done.exception())
         elif message == b"reload":
             self.reload()

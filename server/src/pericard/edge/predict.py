@@ -1,7 +1,8 @@
 """``POST /predict``: the body, the contract, and the answer's form.
 
 What the manifest declares is mandatory: a strip of another sampling rate gets a wrong score that looks right, so a
-declaration that is missing or different is refused with what to do, never guessed.
+declaration that is missing or different is refused with what to do, never guessed. A body that is as it should be goes
+through :mod:`pericard.edge.quick`; whatever is not comes here, where every strip is looked at on its own.
 """
 
 from __future__ import annotations
@@ -9,40 +10,46 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from pericard.edge import samples
+from pericard.edge.catalog import Entry, Model
+from pericard.edge.inference import Row
 from pericard.edge.problems import said
-from pericard.errors import ContractMismatch, InvalidInput, MalformedRequest, PericardError
-from pericard.pipe import Frame
-
-Model = dict[str, Any]
+from pericard.errors import BackendFailed, ContractMismatch, InvalidInput, MalformedRequest, PericardError
+from pericard.pipe import Answer
 
 _OPENING = re.compile(rb"[\s\[]*")
 _MOST_FIELDS = 64 << 10
 
 
+class Declared(Protocol):
+    """What a caller says of its samples."""
+
+    @property
+    def sampling_rate(self) -> float | None: ...  # noqa: D102  (as the manifest's)
+    @property
+    def unit(self) -> str | None: ...  # noqa: D102
+    @property
+    def leads(self) -> tuple[str, ...] | None: ...  # noqa: D102
+
+
 class PredictRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of ``POST /predict``."""
+    """The body of ``POST /predict``; ``inputs`` is nested lists, or base64 text whose ``dtype`` is given."""
 
     inputs: msgspec.Raw
     model: str | None = None
+    version: str | None = None
     sampling_rate: float | None = None
     unit: str | None = None
     leads: tuple[str, ...] | None = None
-
-
-@dataclass(slots=True)
-class Item:
-    """One strip: its bytes for the engine, or why it has none."""
-
-    data: bytes = b""
-    error: PericardError | None = None
+    dtype: str | None = None
+    gain: float | None = None
 
 
 def parse(body: bytes) -> PredictRequest:
@@ -81,7 +88,7 @@ def _once(pairs: list[tuple[str, Any]]) -> None:
         raise ValueError("a field stands in it twice")
 
 
-def check_contract(request: PredictRequest, name: str, model: Model) -> None:
+def check_contract(request: Declared, name: str, model: Entry) -> None:
     """Hold what the caller declares against what the manifest declares.
 
     Raises:
@@ -118,17 +125,20 @@ def check_contract(request: PredictRequest, name: str, model: Model) -> None:
         )
 
 
-def items(request: PredictRequest, name: str, model: Model, *, limit: int) -> list[Item]:
-    """Cut the nested lists into items, each checked on its own.
+def rows(request: PredictRequest, name: str, model: Entry, *, limit: int) -> list[Row | PericardError]:
+    """Cut the inputs into strips, each checked on its own.
 
     Raises:
-        MalformedRequest: ``inputs`` is not nested lists of the model's depth, or holds no or too many items.
+        MalformedRequest: ``inputs`` is not nested lists of the model's depth, or holds no or too many strips.
     """
-    if len(model["inputs"]) != 1:
-        raise MalformedRequest(f"model {name}: has several inputs, which /predict does not take")
-    spec = model["inputs"][0]
-    shape: list[int] = spec["shape"][1:]
+    spec = only_input(name, model)
     raw = bytes(request.inputs)
+    if raw.startswith(b'"'):
+        data = samples.from_base64(raw)
+        return list(samples.rows(data, request.dtype, request.gain, spec, limit=limit))
+    if request.dtype is not None or request.gain is not None:
+        raise MalformedRequest("dtype, gain: are for inputs in base64", hint="leave them out, or send inputs as base64")
+    shape: list[int] = spec["shape"][1:]
     if raw.count(b",") >= limit * math.prod(shape):  # cheap, and before millions of parts are made
         raise MalformedRequest(f"inputs: holds more numbers than {limit} items of shape {shape}")
     depth = _depth(raw)
@@ -144,10 +154,26 @@ def items(request: PredictRequest, name: str, model: Model, *, limit: int) -> li
         )
     if not 1 <= len(parts) <= limit:
         raise MalformedRequest(f"inputs: holds {len(parts)} items, allowed are 1 to {limit}")
-    return [_item(part, spec["dtype"], shape) for part in parts]
+    return [_row(part, spec["dtype"], shape, judged=model["signal"] is not None) for part in parts]
 
 
-def _item(raw: bytes, dtype: str, shape: list[int]) -> Item:
+def only_input(name: str, model: Entry) -> dict[str, Any]:
+    """The model's one input.
+
+    Raises:
+        MalformedRequest: it has several.
+    """
+    if len(model["inputs"]) != 1:
+        raise MalformedRequest(
+            f"model {name}: has several inputs, which /predict does not take",
+            hint=f"use POST /v2/models/{name}/infer",
+        )
+    spec: dict[str, Any] = model["inputs"][0]
+    return spec
+
+
+def _row(raw: bytes, dtype: str, shape: list[int], *, judged: bool) -> Row | PericardError:
+    """One strip, or why it is none; a shorter one is the engine's to judge where the manifest declares a signal."""
     depth = _depth(raw)
     squeezed = depth == 1 and len(shape) == 2 and shape[0] == 1  # noqa: PLR2004  (one channel)
     try:
@@ -155,19 +181,18 @@ def _item(raw: bytes, dtype: str, shape: list[int]) -> Item:
     except (msgspec.DecodeError, ValueError, OverflowError):
         array = None
     if array is None:
-        return Item(error=InvalidInput(f"item: is not a regular array of {dtype} numbers, wanted shape {shape}"))
+        return InvalidInput(f"item: is not a regular array of {dtype} numbers, wanted shape {shape}")
     if squeezed:
         array = array[np.newaxis]
-    if list(array.shape) != shape:
-        return Item(
-            error=InvalidInput(
-                f"item: has shape {list(array.shape)}, wanted {shape}",
-                hint="cut or window the recording to this length",
-            )
+    found = list(array.shape)
+    shorter = judged and found[:-1] == shape[:-1] and 0 < found[-1] < shape[-1]
+    if found != shape and not shorter:
+        return InvalidInput(
+            f"item: has shape {found}, wanted {shape}", hint="cut or window the recording to this length"
         )
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        return Item(error=InvalidInput(f"item: holds a number that does not fit {dtype}"))
-    return Item(data=array.tobytes())
+        return InvalidInput(f"item: holds a number that does not fit {dtype}")
+    return (array,)
 
 
 def _array(raw: bytes, dtype: str, depth: int) -> NDArray[np.generic]:
@@ -200,19 +225,25 @@ def _parts(raw: bytes) -> list[bytes]:
         raise MalformedRequest(f"inputs: {_plain(error)}") from error
 
 
-def prediction(frame: Frame, model: Model) -> dict[str, Any]:
-    """One item's answer, as JSON will show it."""
-    if "not_interpretable" in frame.meta:
-        error = {"code": "not-interpretable", "detail": frame.meta["not_interpretable"]}
-        return {"status": "not_interpretable", "error": error, "receipt": frame.meta["receipt"]}
-    outputs, offset = {}, 0
-    for output in model["outputs"]:
-        shape = output["shape"][1:]
-        count = int(np.prod(shape, dtype=np.int64))
-        array = np.frombuffer(frame.body, dtype=output["dtype"], count=count, offset=offset).reshape(shape)
-        outputs[output["name"]] = array.tolist()
-        offset += array.nbytes
-    return {"status": "ok", "outputs": outputs, "receipt": frame.meta["receipt"]}
+def prediction(answer: Answer, model: Model) -> dict[str, Any]:
+    """One strip's answer, as JSON will show it."""
+    entry = answer.entry
+    receipt = {
+        "log": answer.shared["log"],
+        "index": entry.log_index,
+        "leaf": entry.leaf.hex(),
+        "opening_key": entry.opening_key.hex(),
+    }
+    if answer.flaw is not None:
+        error = {"code": "not-interpretable", "detail": answer.flaw}
+        return {"status": "not_interpretable", "error": error, "receipt": receipt}
+    if len(entry.data) != model.answer_bytes:
+        raise BackendFailed(f"model {model.name}: the answer is not of the outputs' size")
+    outputs = {
+        output.name: np.frombuffer(entry.data, output.dtype, output.count, output.start).reshape(output.shape).tolist()
+        for output in model.outputs
+    }
+    return {"status": "ok", "outputs": outputs, "receipt": receipt}
 
 
 def failure(error: PericardError) -> dict[str, Any]:

@@ -21,6 +21,8 @@ STATUS: dict[str, int] = {
     "contract-mismatch": 422,
     "invalid-input": 422,
     "not-interpretable": 422,
+    "rate-limited": 429,
+    "model-refused": 422,
     "overloaded": 503,
     "engine-away": 503,
     "model-not-ready": 503,
@@ -30,7 +32,14 @@ STATUS: dict[str, int] = {
     "deadline-exceeded": 504,
     "backend-failed": 500,
 }
-_RETRY_AFTER = {"overloaded": "1", "engine-away": "1", "model-not-ready": "5", "audit-unavailable": "5"}
+_RETRY_AFTER = {
+    "overloaded": "1",
+    "rate-limited": "1",
+    "engine-away": "1",
+    "model-not-ready": "5",
+    "audit-unavailable": "5",
+    "deadline-exceeded": "1",
+}
 _TYPE = "https://pericard.example/problems/"
 
 

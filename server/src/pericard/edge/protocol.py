@@ -10,15 +10,19 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from functools import partial
+from typing import cast
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from pericard.edge import problems
-from pericard.edge.http import Response
+from pericard.edge.asgi import ARRIVED, GONE
+from pericard.edge.http import Gone, Response
 from pericard.edge.limits import Limits
 from pericard.errors import MalformedRequest, Overloaded, PericardError, RequestTimeout, RequestTooLarge
 
 _LINGER_SECONDS = 2.0
+_HIGH_WATER = 256 << 10  # bytes of a body that nobody has asked for yet
 _GRACE_SECONDS = 2.0  # the answer function's own time-out for the body comes first, and says more
 _MOST_WAITING = 16  # requests sent before the answer to an earlier one; each costs memory
 _WIRE_SLACK = 1 << 20  # chunk headers, on top of twice the body
@@ -45,8 +49,10 @@ class GuardedProtocol(HttpToolsProtocol):
         self._begin()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop every clock."""
+        """Stop every clock; whoever is still being answered has left."""
         self._end()
+        if self._answering():
+            cast("dict[str, Gone]", self.cycle.scope)[GONE].happen()
         self.resume_writing()
         super().connection_lost(exc)
 
@@ -66,6 +72,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A head begins."""
         super().on_message_begin()
+        cast("dict[str, object]", self.scope)[GONE] = Gone()
         self._in_head = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -83,11 +90,16 @@ class GuardedProtocol(HttpToolsProtocol):
             self.transport.abort()
         if not self._refused:
             super().on_headers_complete()
+            cast("dict[str, object]", self.scope)[ARRIVED] = partial(_arrived, self.cycle)
 
     def on_body(self, body: bytes) -> None:
-        """A part of a body."""
-        if not self._refused:
-            super().on_body(body)
+        """A part of a body; uvicorn would pause the socket several times in a recording of twelve leads."""
+        if self._refused or self.cycle.response_complete:
+            return
+        self.cycle.body += body
+        if len(self.cycle.body) > _HIGH_WATER:
+            self.flow.pause_reading()
+        self.cycle.message_event.set()
 
     def on_message_complete(self) -> None:
         """A message is whole; the next one may take its own time."""
@@ -177,6 +189,15 @@ class GuardedProtocol(HttpToolsProtocol):
     def _abort_later(self) -> None:
         """A connection that was closed and whose peer does not read what is left."""
         self.loop.call_later(self.limits.answer_seconds, self.transport.abort)
+
+
+def _arrived(cycle: RequestResponseCycle) -> bytes | None:
+    """A body that is whole before anybody asked for it; it is given once."""
+    if cycle.more_body or cycle.disconnected or cycle.response_started:
+        return None
+    body, cycle.body = bytes(cycle.body), bytearray()
+    cycle.flow.resume_reading()
+    return body
 
 
 def guarded(limits: Limits, *, connections: int, told: Told) -> type[asyncio.Protocol]:

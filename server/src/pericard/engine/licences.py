@@ -1,7 +1,8 @@
 """Watching licences come to their end: a metric always, a word in both logs at each threshold.
 
 A hospital must hear of it while there is time to ask for a new grant: thirty, seven and one day before the end, when
-the grace days begin, and when they are over. Each is said once for each model and start; the times are licence time.
+the grace days begin, and when they are over. Each is said once for each version, licence and start; the times are
+licence time.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from pericard.engine.repository import Repository
+from pericard.engine.repository import Repository, Served
 from pericard.errors import TrustError
 from pericard.metrics import Metrics
 from pericard.trust import Licence
@@ -42,22 +43,29 @@ class LicenceWatch:
         self._said: dict[str, int] = {}  # by manifest: how far it was when it was said last
 
     def look(self, now: int) -> None:
-        """Look at every licence, at a licence time."""
-        for model in self._repository:
-            name, licence = model.description.name, model.licence
-            self._metrics.licence_days_left.labels(name).set(licence.days_left(now))
+        """Look at every licence, at a licence time; of several versions of a model, the first to end is measured."""
+        days: dict[str, float] = {}
+        for served in self._repository:
+            name, licence = served.name, served.licence
+            days[name] = min(licence.days_left(now), days.get(name, float("inf")))
             reached = stage(licence, now)
-            if _STAGES.index(reached) <= self._said.get(model.manifest_hash, 0):
+            if _STAGES.index(reached) <= self._said.get(served.manifest_hash, 0):
                 continue
             event = {
                 "event": "licence",
                 "state": reached,
                 "not_after": licence.grant.not_after,
-                "model": self._repository.identity(model),
+                "model": served.identity,
             }
             if self._record(event):
-                self._said[model.manifest_hash] = _STAGES.index(reached)
+                self._said[served.manifest_hash] = _STAGES.index(reached)
                 _logger.warning("model %s: %s", name, _WORDS[reached].format(licence.last_day))
+        for name, left in days.items():
+            self._metrics.licence_days_left.labels(name).set(left)
+
+    def renewed(self, served: Served) -> None:
+        """Begin anew with a version that has another licence now."""
+        self._said.pop(served.manifest_hash, None)
 
 
 _WORDS = {

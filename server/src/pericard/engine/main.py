@@ -2,7 +2,7 @@
 
 Start: open the log, hold the trust state against it, heed the publishers' notices, load every model, record it all.
 The process around it (``daemon.child``) brings the identity and the log key, and hands over new pipe ends from the
-supervisor; the edge never can.
+supervisor; the edge never can. For a later load it brings the identity again; the engine keeps none.
 """
 
 from __future__ import annotations
@@ -16,27 +16,38 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pericard import confinement as locking
 from pericard import environment, hardening
 from pericard.audit import AuditLog, default_origin
+from pericard.engine.caretaker import Caretaker
+from pericard.engine.gate import Gate
 from pericard.engine.journal import TrustJournal
 from pericard.engine.licences import LicenceWatch
+from pericard.engine.loading import Identities, Loader
+from pericard.engine.rates import Rates
+from pericard.engine.rechecking import Recheck
+from pericard.engine.reloading import Reloader
 from pericard.engine.repository import Repository
 from pericard.engine.scheduler import Scheduler
 from pericard.engine.service import Service
+from pericard.engine.trusting import SiteTrust
 from pericard.engine.values import EngineValues
-from pericard.errors import AuditError, AuditUnavailable, PericardError, TrustStateInvalid
+from pericard.engine.versions import VersionPolicy
+from pericard.engine.watching import Watcher
+from pericard.errors import AuditError, AuditUnavailable, KeySourceUnavailable, TrustStateInvalid
 from pericard.keys import Identity, LogKey
 from pericard.metrics import Metrics
 from pericard.pipe import EdgeLink
-from pericard.progress import bar
-from pericard.runtime import exported
-from pericard.runtime.loader import LoadedModel, load
-from pericard.sealed import SealedModel, VerifiedModel, notice, notices_in
-from pericard.sealed.detached import add_grants, grants_beside, stray_grants
-from pericard.trust import Policy, TrustState, TrustStore, clock
+from pericard.runtime import exported, host
+from pericard.trust import TrustState, TrustStore, clock
 
 _logger = logging.getLogger(__name__)
 _DAY = 86400.0
+_STOP_SECONDS = 10.0
+
+
+def _no_identity() -> Identities:
+    raise KeySourceUnavailable("identity: cannot be had any more", hint="restart the server to load a new version")
 
 
 class Engine:
@@ -49,119 +60,157 @@ class Engine:
         log_key: LogKey,
         *,
         previous: Identity | None = None,
+        identities: Callable[[], Identities] = _no_identity,
+        confinement: dict[str, Any] | None = None,
         synchronised: Callable[[], bool] = clock.synchronised,
     ) -> None:
         """Open the log, load the models, and record both; no answer is possible before :meth:`start`.
 
         Args:
             values: what to serve, and where things are.
-            identity: who we are; not needed any more afterwards.
+            identity: who we are; not kept.
             log_key: signs the audit log.
             previous: who we were, during a rotation; opens what is not granted to ``identity`` yet.
+            identities: gives both again, for a later load.
+            confinement: how this process was locked in, and what trying gave; None if it was not.
             synchronised: whether the kernel vouches for its clock.
 
         Raises:
-            PericardError: the log, the trust state or a model was refused. A refused model is recorded first.
+            PericardError: the log, the trust state or a model that the values name was refused. A refused model is
+                recorded first.
         """
         runtime = environment.describe()
-        self._links: list[EdgeLink] = []
         self._time_raised = float("-inf")
         self._synchronised = synchronised
+        self._failed: Callable[[], None] | None = None
         directory = Path(values.audit_directory)
         self._log = AuditLog.open(directory, origin=default_origin(log_key.verifier), key=log_key)
         self._repository = Repository(runtime=runtime.digest, licence_time=self._licence_time)
         self._metrics = Metrics()
         self._metrics.build.info({"version": values.version, "runtime": runtime.digest})
-        self._scheduler = Scheduler(values.queue, self._max_batch)
+        self._confinement = confinement or locking.absent()
+        for layer, there in self._confinement["layers"].items():
+            self._metrics.engine_confinement.labels(layer).set(int(there))
+        self._scheduler = Scheduler(values.queue, per_caller=values.per_caller, delay=values.batch_delay)
         self._watch = LicenceWatch(self._repository, self._metrics, self._scheduler.record)
+        self._service: Service | None = None
         try:
             exported.set_threads(values.threads)
-            device = exported.pick_device(values.device)
+            devices = tuple(map(exported.pick_device, values.devices))
             pins = TrustStore(Path(values.publishers)).load()
             self._journal = TrustJournal(directory, self._log, TrustState(Path(values.trust_state)))
             self._journal.settle()
-            self._policy = Policy(pins, self._journal.state, runtime=runtime.digest)
-            self._log.commit([self._start_record(values, self._journal.state.current.digest)])
-            models = [Path(name) for name in values.models]
-            self._heed_notices(models)
-            _warn_of_stray_grants(models)
-            for path in models:
-                self._load(path, (identity, previous or identity), device, values)
+            self._loader = Loader(values, devices, self._journal.state, pins, runtime=runtime.digest)
+            self._service = Service(
+                self._repository, self._log, log_key, self._metrics, self._scheduler,
+                threads=values.threads, devices=devices, admin=self._admin,
+                rates=Rates(values.caller_rate, values.caller_burst),
+            )  # fmt: skip
+            self._caretaker = self._make_caretaker(values, identities)
+            self._log.commit([self._start_record(values, devices)])
+            live = (identity,) if previous is None else (identity, previous)
+            self._loader.recipients = tuple(one.recipient.id for one in live)
+            self._caretaker.first(live)
             self._raise_time()
         except BaseException:
             self.close()
             raise
-        self._service = Service(
-            self._repository, self._log, log_key, self._metrics, self._scheduler, threads=values.threads
-        )
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._failed: Callable[[], None] | None = None
-        self._time_due = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._run, args=(place,), name=f"engine-{place}", daemon=True)
+            for place in range(len(devices))
+        ]
         self._watch.look(self._licence_time(int(time.time())))
 
     @property
     def serving(self) -> str:
         """What is served, for people: name, version and the licence's last day of each model."""
+        current = [served for name in self._repository.names if (served := self._repository.current(name))]
         return ", ".join(
-            f"{model.description.name} {model.description.version} (licensed until {model.licence.last_day})"
-            for model in self._repository
-        )
+            f"{served.name} {served.about.version} (licensed until {served.licence.last_day})" for served in current
+        ) or "no model yet"  # fmt: skip
 
     def start(self, failed: Callable[[], None]) -> None:
-        """Start answering; ``failed`` is called if the engine's thread ever dies."""
+        """Start answering; ``failed`` is called if one of the engine's threads ever dies."""
         self._failed = failed
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
+        self._caretaker.start()
 
-    def attach(self, sock: socket.socket) -> None:
-        """Serve one more edge through a connected socket."""
-        for gone in [link for link in self._links if not link.open]:
-            self._links.remove(gone)
-            gone.close()
-        link = EdgeLink(sock, self._service.receive)
-        self._links.append(link)
-        link.catalog(self._repository.catalog())
-        link.start()
+    def attach(self, sock: socket.socket, region: int) -> EdgeLink:
+        """Serve one more edge through a connected socket and the descriptor of its shared memory."""
+        return self._required.attach(sock, region)
+
+    def reload(self) -> None:
+        """Have files, notices, grants and publishers read again soon."""
+        self._caretaker.reload()
 
     def tick(self) -> None:
         """Once in a while: licence time, the days that licences have left, and the catalog with their states."""
         if time.monotonic() - self._time_raised >= _DAY:  # so that a wrong clock gains no more than a day a day
-            self._time_due.set()  # the engine's thread does it, since it alone writes the log
+            self._required.call(self._try_to_raise_time)
         self._watch.look(self._licence_time(int(time.time())))
-        for link in self._links:
-            link.catalog(self._repository.catalog())
+        self._required.announce()
 
     def stop(self) -> None:
         """Answer what waits, record the stop, close everything."""
-        self._scheduler.stop()
-        self._thread.join(timeout=10)
-        if self._log.available and not self._thread.is_alive():
+        self._caretaker.stop()
+        self._required.stop()
+        end = time.monotonic() + _STOP_SECONDS
+        for thread in self._threads:
+            thread.join(timeout=max(0.0, end - time.monotonic()))
+        if self._log.available and not any(thread.is_alive() for thread in self._threads):
             with contextlib.suppress(AuditUnavailable):  # the disk is full: the next start says what is missing
                 self._log.commit([{"event": "stop"}])
         self.close()
 
     def close(self) -> None:
         """Zero the weights and close the log and the links."""
-        for link in self._links:
-            link.close()
+        if self._service is not None:
+            self._service.close()
         self._repository.close()
         self._log.close()
 
-    def _run(self) -> None:
+    @property
+    def _required(self) -> Service:
+        if self._service is None:
+            raise AssertionError("an engine that did not start")
+        return self._service
+
+    def _make_caretaker(self, values: EngineValues, identities: Callable[[], Identities]) -> Caretaker:
+        folder, stopping = values.repository, threading.Event()
+        named = tuple(map(Path, values.models))
+        watcher = Watcher(named, None if folder is None else Path(folder.folder), Path(values.publishers))
+        gate = Gate(
+            self._repository, self._required, self._scheduler, self._log, self._journal, self._metrics,
+            drain_seconds=values.drain_seconds,
+        )  # fmt: skip
+        reloader = Reloader(
+            watcher, self._loader, SiteTrust(Path(values.publishers), self._loader, gate), gate, self._repository,
+            self._metrics, VersionPolicy(folder.latest, folder.sequences) if folder else VersionPolicy(),
+            renewed=self._watch.renewed, stopping=stopping.is_set,
+        )  # fmt: skip
+        recheck = Recheck(self._repository, gate, self._metrics)
+        return Caretaker(
+            watcher, reloader, recheck, self._repository, identities, stopping,
+            watch_seconds=folder.watch_seconds if folder else 0.0, recheck_seconds=values.recheck_seconds,
+        )  # fmt: skip
+
+    def _admin(self, operation: str, fields: dict[str, Any]) -> dict[str, Any]:
+        return self._caretaker.admin(operation, fields)
+
+    def _run(self, device: int) -> None:
         try:
-            self._service.run(self._between)
+            self._required.run(device)
         except Exception:
             _logger.exception("the engine's thread failed")
             if self._failed is not None:
                 self._failed()
 
-    def _between(self) -> None:
-        """On the engine's thread, between two batches."""
-        if self._time_due.is_set():
-            self._time_due.clear()
-            try:
-                self._raise_time()
-            except (AuditError, TrustStateInvalid) as error:  # a full disk: the next tick tries again
-                _logger.warning("licence time was not recorded: %s", error.message)
+    def _try_to_raise_time(self) -> None:
+        try:
+            self._raise_time()
+        except (AuditError, TrustStateInvalid) as error:  # a full disk: the next tick tries again
+            _logger.warning("licence time was not recorded: %s", error.message)
 
     def _raise_time(self) -> None:
         """Remember the time, if the kernel vouches for it."""
@@ -169,109 +218,18 @@ class Engine:
             self._journal.change(self._journal.state.current.with_time(int(time.time())))
             self._time_raised = time.monotonic()
 
-    def _max_batch(self, name: str) -> int:
-        try:
-            return self._repository.get(name).buckets[-1]
-        except PericardError:
-            return 1
-
-    def _heed_notices(self, models: list[Path]) -> None:
-        """Raise the floors that notices beside the models tell of; a bad notice refuses the start."""
-        now = int(time.time())
-        for folder in sorted({path.parent for path in models}):
-            for path in notices_in(folder):
-                try:
-                    found = notice.read(path, self._policy.publishers)
-                    proposed = self._policy.withdrawn(found, now, subject=path.name)
-                    self._journal.change(proposed, notice=_name(path))
-                except PericardError as error:
-                    self._log.commit([{"event": "notice-refused", "file": _name(path), "code": error.code}])
-                    raise
-
-    def _load(self, path: Path, identities: tuple[Identity, Identity], device: str, values: EngineValues) -> None:
-        now, culprit = int(time.time()), path
-        try:
-            with SealedModel(path) as source:
-                verified = source.verify(self._policy.publishers)
-                for culprit in grants_beside(path):
-                    add_grants(verified, culprit)
-                culprit = path
-                identity = self._whose(verified, identities, now)
-                with bar(f"opening {_name(path)}") as progress:
-                    model = load(
-                        verified, identity, self._policy, device=device, now=now, memory_budget=values.memory_budget,
-                        secret=values.memory == "secret", progress=progress,
-                    )  # fmt: skip
-                try:
-                    self._repository.add(model)
-                except PericardError:
-                    model.close()
-                    raise
-                # only what passed its known answers may teach us a floor
-                self._journal.change(self._policy.taught(verified))
-        except PericardError as error:
-            because = {} if culprit == path else {"because": _name(culprit)}
-            self._log.commit([{"event": "model-refused", "file": _name(path), "code": error.code, **because}])
-            raise
-        self._loaded(model, identity, identities[0])
-
-    def _loaded(self, model: LoadedModel, opener: Identity, current: Identity) -> None:
-        """Record a model that is served now, and say what an operator should know of it."""
-        name = model.description.name
-        if model.batching is not None:
-            _logger.warning("model %s: is asked one by one: %s", name, model.batching)
-        if opener.recipient.id != current.recipient.id:
-            _logger.warning(
-                "model %s: was opened by the previous identity %s; ask the vendor for a grant to %s",
-                name, opener.recipient.id[:16], current.recipient.id[:16],
-            )  # fmt: skip
-        self._metrics.models_ready.set(len(self._repository))
-        self._metrics.weights_locked.labels(name).set(int(model.locked))
-        self._log.commit(
-            [
-                {
-                    "event": "model-loaded",
-                    "recipient": opener.recipient.id,
-                    "model": self._repository.identity(model),
-                    "device": model.device,
-                    "weights_locked": model.locked,
-                    "buckets": list(model.buckets),
-                    "licence_not_after": model.licence.grant.not_after,
-                }
-            ]
-        )
-
-    def _whose(self, model: VerifiedModel, identities: tuple[Identity, Identity], now: int) -> Identity:
-        """Whom a grant covers now, the current identity first; if nobody, its is the refusal to hear."""
-        for identity in identities:
-            with contextlib.suppress(PericardError):
-                self._policy.accept(model, identity.recipient.id, now)
-                return identity
-        return identities[0]
-
-    def _start_record(self, values: EngineValues, trust: str) -> dict[str, Any]:
+    def _start_record(self, values: EngineValues, devices: tuple[str, ...]) -> dict[str, Any]:
         return {
             "event": "start",
             "version": values.version,
             "runtime": self._repository.runtime,
-            "trust_state": trust,
+            "trust_state": self._journal.state.current.digest,
             "recovered_bytes": self._log.recovered_bytes,
             "swap": hardening.swap_in_use(),
+            "devices": list(devices),
+            "confinement": self._confinement,
+            "host": {device: environment.host_class(host.arithmetic(device)).record() for device in devices},
         }
 
     def _licence_time(self, now: int) -> int:
-        return self._policy.licence_time(now)
-
-
-def _warn_of_stray_grants(models: list[Path]) -> None:
-    with contextlib.suppress(PericardError):  # a folder that cannot be read is said when its model is loaded
-        for path in stray_grants(models):
-            _logger.warning(
-                "%s: goes with no model that is served; a grant of NAME.sealed is called NAME.grant or NAME.*.grant",
-                _name(path),
-            )
-
-
-def _name(path: Path) -> str:
-    """A file's name as the log can hold it."""
-    return path.name.encode("utf-8", "replace").decode("utf-8")
+        return self._loader.policy.licence_time(now)

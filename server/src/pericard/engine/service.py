@@ -1,70 +1,49 @@
-"""The engine's one thread: batch, check, compute, record, and only then answer.
+"""The engine's threads: take a batch, compute, record, and only then answer.
 
-The order for every group is fixed: (1) copy each row once into memory of our own and check *that copy*; (2) one forward
-pass over a padded bucket; (3) one audit group for answers, refusals and events, durable; (4) the answers leave.
-Whatever goes wrong with one item becomes that item's error; only an audit failure refuses the whole group.
+One thread for each device. The order for every batch is fixed: (1) copy each row once into memory of our own and check
+*that copy*; (2) one forward pass over a padded bucket; (3) one audit group for answers, refusals and events, durable;
+(4) the answers leave. Only (2) runs on several threads at once: whoever writes the log or changes what is served does
+it alone. Whatever goes wrong with one item becomes that item's error; only an audit failure refuses the whole group.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
+import math
+import socket
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from pericard.audit import AuditLog, Entry, commit, opening_key
+from pericard.audit import AuditLog, Entry, opening_key
 from pericard.audit.log import MAX_RECORDS
-from pericard.engine import quality
+from pericard.engine import records
+from pericard.engine.batch import Batcher, Item, late
+from pericard.engine.rates import Rates
+from pericard.engine.reception import Admin, Reception
 from pericard.engine.refusals import Refusals
-from pericard.engine.repository import Repository
-from pericard.engine.scheduler import Job, Scheduler
-from pericard.errors import (
-    AuditError,
-    AuditUnavailable,
-    BackendFailed,
-    DeadlineExceeded,
-    InvalidInput,
-    MalformedRequest,
-    NotInterpretable,
-    PericardError,
-    PipeError,
-    leaves,
-)
+from pericard.engine.repository import Repository, Served
+from pericard.engine.scheduler import Scheduler, Work
+from pericard.engine.statistics import Statistics
+from pericard.errors import AuditError, AuditUnavailable, BackendFailed, PericardError
 from pericard.keys import LogKey
 from pericard.metrics import Metrics
-from pericard.pipe import EdgeLink, Frame, FrameType, encode
-from pericard.pipe.engine_end import error_frame
-from pericard.runtime.loader import LoadedModel
+from pericard.pipe import EdgeLink, error_frame
 
+_T = TypeVar("_T")
 _logger = logging.getLogger(__name__)
-_MAX_WAIT_MS = 600_000
-_LONGEST = 200
 _TICK_SECONDS = 0.5
+_LONG_SECONDS = 0.02  # a pass that takes longer is not waited for by whoever only wants to be counted or refused
+_GLANCE_SECONDS = 0.1  # between two looks at whether a pass takes longer than it should
 _MOST_WAITING = 10_000  # records that wait for a log that cannot be written
-_CALLER_FIELDS = ("principal", "credential", "address", "request")
-_EVENT_FIELDS = ("event", "code", *_CALLER_FIELDS, "model", "operation")
-
-
-class _Item:
-    """One job on its way through a group: either an error or an answer, and its record."""
-
-    __slots__ = ("answer", "error", "inputs", "job", "licence", "timing")
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        self.error: PericardError | None = None
-        self.inputs: bytes = b""  # the bytes that were checked and computed on
-        self.answer: bytes | None = None
-        self.licence = ""
-        self.timing: dict[str, int] = {}
 
 
 class Service:
-    """Answers jobs and writes the log; :meth:`run` is the engine's thread."""
+    """Answers jobs and writes the log."""
 
     def __init__(
         self,
@@ -75,8 +54,23 @@ class Service:
         scheduler: Scheduler,
         *,
         threads: int,
+        devices: tuple[str, ...],
+        admin: Admin,
+        rates: Rates | None = None,
     ) -> None:
-        """Take what the engine made; ``threads`` goes into every record."""
+        """Take what the engine made.
+
+        Args:
+            repository: what is served.
+            log: open for writing.
+            key: of the log.
+            metrics: counts.
+            scheduler: where jobs wait.
+            threads: per operator; goes into every record.
+            devices: one thread computes on each.
+            admin: carries out operations on the repository, on a thread of its own.
+            rates: how fast a caller may ask.
+        """
         self._repository = repository
         self._log = log
         self._key = key
@@ -84,79 +78,244 @@ class Service:
         self._scheduler = scheduler
         self._threads = threads
         self._refusals = Refusals()
-        self._codes = frozenset(leaves())
         self._waiting: list[dict[str, Any]] = []  # records of events that are not durable yet
         self._reopened = float("-inf")
+        self._running = 0  # threads
+        self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._batchers: tuple[dict[int, Batcher], ...] = tuple({} for _ in devices)
+        self._statistics: dict[int, Statistics] = {}
+        self._heads: dict[tuple[int, str], bytes] = {}
+        self._turn = threading.Lock()  # who waits for frames and takes work
+        self._books = threading.RLock()  # who writes the log, or changes what is served
+        self._long = threading.Event()
+        self._begun = [math.inf] * len(devices)  # when the pass of each device began
+        self._announcing = threading.Lock()  # edges hear catalogs in the order in which they were made
+        self._announced = 0
+        self._reception = Reception(
+            repository, scheduler, metrics, self._refusals,
+            rates=rates or Rates(), admin=admin, statistics=self.statistics,
+        )  # fmt: skip
         metrics.audit_available.set(1)
 
-    # --- called on the reading threads -------------------------------------------------------------------------------
+    # --- for the engine's other rooms, from any thread ---------------------------------------------------------------
 
-    def receive(self, link: EdgeLink, frame: Frame) -> None:
-        """Take one frame from an edge."""
-        if frame.type is FrameType.INFER:
-            try:
-                self._scheduler.submit(_job(link, frame))
-            except PericardError as error:
-                self._metrics.requests.labels(error.code).inc()
-                link.send([error_frame(frame.request, error)])
-        elif frame.type is FrameType.METRICS:
-            self._metrics.queue_depth.set(len(self._scheduler))
-            link.send([encode(FrameType.ANSWER, frame.request, {}, self._metrics.render())])
-        elif frame.type is FrameType.CANCEL:
-            self._scheduler.cancel(link, frame.request)
-        elif frame.type is FrameType.EVENT:
-            self._event(_fields(frame.meta, _EVENT_FIELDS))
-        else:
-            raise PipeError(f"pipe: an edge sent a frame of type {frame.type.name}")
+    def attach(self, sock: socket.socket, region: int) -> EdgeLink:
+        """Serve one more edge, through a connected socket and its region's descriptor.
 
-    def _event(self, event: dict[str, str]) -> None:
-        """Count an event; a refusal of a stranger becomes part of a minute's sum instead of a record."""
-        code = event.get("code", "")
-        if code:
-            self._metrics.requests.labels(code if code in self._codes else "unknown").inc()
-        if event.get("event") == "refused" and "principal" not in event:
-            self._refusals.add(event.get("address", ""), code)
-        elif not self._scheduler.record(event):
-            self._refusals.suppress(1)
+        Raises:
+            PipeError: the region is not one.
+        """
+        link = EdgeLink(sock, region)
+        with self._announcing:
+            link.catalog(self._repository.catalog())
+            self._reception.add(link)
+        return link
 
-    # --- the engine's thread -----------------------------------------------------------------------------------------
+    def announce(self) -> None:
+        """Tell every edge what is served now."""
+        with self._announcing:
+            catalog = self._repository.catalog()
+            self._announced = int(catalog["generation"])
+            for link in self._reception.links:
+                link.catalog(catalog)
 
-    def run(self, between: Callable[[], None] = lambda: None) -> None:
-        """Work until the scheduler is stopped and empty; ``between`` is called after each batch, and when idle."""
-        while (work := self._scheduler.take(_TICK_SECONDS)) is not None:
-            self.process(*work)
-            between()
-        self._keep(self._refusals.due(force=True))
-        self.process([], [])
+    def call(self, work: Callable[[], _T]) -> Future[_T]:
+        """Run something between two batches, where it alone may use the log and the trust journal."""
+        future: Future[_T] = Future()
+        with self._books:  # or the last thread could end between the question and the answer
+            if not self._running:
+                _run(work, future)
+                return future
+            self._calls.append((work, future))
+        self._reception.wake()
+        return future
 
-    def process(self, jobs: list[Job], events: list[dict[str, Any]]) -> None:
-        """Answer one batch of one model and record it together with the events."""
-        items = [_Item(job) for job in jobs if not job.cancelled]
-        self._keep(events + self._refusals.due())
+    def settled(self, served: Served, timeout: float) -> bool:
+        """Wait until nobody asks a version any more: every edge heard the last catalog, and no job of it is left."""
+        latest = time.monotonic() + timeout
+        announced = self._announced
+        while any(link.heard < announced for link in self._reception.links) and time.monotonic() < latest:
+            time.sleep(0.005)
+        done = self._scheduler.settled(served, max(0.0, latest - time.monotonic()))
+        for batchers in self._batchers:  # also if it is not: the version goes, and they hold it
+            batchers.pop(served.number, None)
+        self._statistics.pop(served.number, None)
+        for head in [head for head in list(self._heads) if head[0] == served.number]:
+            self._heads.pop(head, None)
+        return done and time.monotonic() <= latest
+
+    def statistics(self) -> list[dict[str, object]]:
+        """What every version did so far, as the protocol writes it."""
+        found = []
+        for served in list(self._repository):
+            counted = self._statistics.get(served.number) or Statistics()
+            found.append(counted.body(served.name, str(served.sequence)))
+        return found
+
+    def stop(self) -> None:
+        """Accept nothing more; the threads end once everything is answered."""
+        self._scheduler.stop()
+        self._reception.wake()
+
+    def close(self) -> None:
+        """Close the links."""
+        self._reception.close()
+
+    # --- the threads -------------------------------------------------------------------------------------------------
+
+    def run(self, device: int) -> None:
+        """Work until the scheduler is stopped and empty; one thread for each device."""
+        with self._books:
+            self._running += 1
+        if device == 0:
+            threading.Thread(target=self._relieve, name="reception", daemon=True).start()
         try:
-            self._require_log()
+            while True:
+                with self._turn:
+                    work = self._next()
+                if work is None:
+                    break
+                self.process(work, device)
+        finally:
+            self._reception.wake()  # the next thread, if any, finds the end too
+        with self._books:
+            self._keep(self._refusals.due(force=True))
+        self.process(Work([], [], []), device)
+        with self._books:
+            self._running -= 1
+            self._settle_calls()
+        self._long.set()
+
+    def _next(self) -> Work | None:
+        """Read what is there until there is something to do, or it is time to look after the log."""
+        tick = time.monotonic() + _TICK_SECONDS
+        self._reception.read(0)
+        while True:
+            self._settle_calls()
+            work = self._scheduler.take()
+            if work is None or work:
+                return work
+            due, now = self._scheduler.due(), time.monotonic()
+            if now >= tick:
+                return work
+            self._reception.read(min(tick, due if due is not None else tick) - now)
+
+    def _relieve(self) -> None:
+        """Read in the place of a thread that computes for long, so that overload and metrics are answered meanwhile."""
+        while True:
+            expected = self._long.wait(_GLANCE_SECONDS)
+            if not self._running:
+                return
+            if not expected and not self._surprised():
+                continue
+            if self._turn.acquire(timeout=_TICK_SECONDS):
+                try:
+                    if self._long.is_set() and self._running:
+                        self._reception.read(_LONG_SECONDS)
+                except Exception:  # the computing threads read too; they will meet it, and say so
+                    _logger.exception("reading in the place of a busy thread failed")
+                finally:
+                    self._turn.release()
+
+    def _surprised(self) -> bool:
+        """Whether a pass takes long that was not expected to; then it counts as one that was."""
+        if min(self._begun) > time.monotonic() - _LONG_SECONDS:
+            return False
+        self._long.set()
+        if min(self._begun) == math.inf:  # it ended meanwhile
+            self._long.clear()
+        return True
+
+    def _settle_calls(self) -> None:
+        if self._calls:
+            with self._books:
+                while self._calls:
+                    _run(*self._calls.popleft())
+
+    @contextmanager
+    def _relieved(self, device: int, seconds: float) -> Iterator[None]:
+        """Have somebody else read while this thread computes for so long, or longer than it should."""
+        self._begun[device] = time.monotonic()
+        if seconds >= _LONG_SECONDS:
+            self._long.set()
+        try:
+            yield
+        finally:
+            self._begun[device] = math.inf
+            if self._long.is_set():
+                self._long.clear()
+                self._reception.wake()
+
+    def process(self, work: Work, device: int) -> None:
+        """Answer one batch of one model and record it together with the events."""
+        items = [Item(job) for job in work.jobs]
+        everything = items + [late(job) for job in work.late]
+        computed = time.monotonic()
+        try:
+            with self._books:
+                self._keep(work.events + self._refusals.due())
+                self._require_log()
             if items:
-                self._compute(items)
-            index = self._log.next_index + len(self._waiting)
-            keys = [opening_key(self._key.commitment_key, index + place) for place in range(len(items))]
-            entries = self._commit([self._record(item, key) for item, key in zip(items, keys, strict=True)])
+                self._compute(items, device)
+                computed = time.monotonic()
+            answers = self._recorded(everything, device)
         except AuditError as error:
             self._metrics.audit_available.set(0)
             if not isinstance(error, AuditUnavailable):
                 _logger.critical("nothing is answered until an operator looked at the log: %s", error.message)
-            self._refuse(items, AuditUnavailable("audit log: cannot be written at the moment", hint="try again later"))
-            return
-        self._reply(
-            (item, {"log": self._log.origin, "index": entry.index, "leaf": entry.leaf, "opening_key": key.hex()})
-            for item, entry, key in zip(items, entries, keys, strict=True)
-        )
+            self._refuse(
+                everything, AuditUnavailable("audit log: cannot be written at the moment", hint="try again later")
+            )
+        else:
+            self._reply(answers)
+        finally:
+            self._score(everything, time.monotonic() - computed)
+            self._scheduler.finish(item.job for item in everything)
 
-    def _keep(self, records: list[dict[str, Any]]) -> None:
+    def _compute(self, items: list[Item], device: int) -> None:
+        served = items[0].job.served
+        try:
+            self._repository.find(served.number)  # raises if it was taken out of service while they waited
+            licence = self._repository.state_of_licence(served, int(time.time()))
+        except PericardError as error:
+            for item in items:
+                item.error = error
+            return
+        for item in items:
+            item.licence = licence
+        batcher = self._batchers[device].get(served.number)
+        if batcher is None:
+            batcher = self._batchers[device][served.number] = Batcher(served, device)
+        try:
+            with self._relieved(device, batcher.expected(len(items))):
+                batcher.compute(items)
+        except Exception:  # a mistake of ours costs the batch, not the engine, which would take minutes to come back
+            _logger.exception("model %s: a batch failed inside", served.name)
+            for item in items:
+                item.error = item.error or BackendFailed(f"model {served.name}: the computation failed inside")
+                item.answer = None
+        self._count(served, items, batcher)
+
+    def _count(self, served: Served, items: list[Item], batcher: Batcher) -> None:
+        done = [item for item in items if item.bucket]
+        with self._books:
+            statistics = self._statistics.setdefault(served.number, Statistics())
+            for item in done:
+                statistics.queue.add(item.queued)
+                self._metrics.queue_seconds.observe(item.queued)
+            if done:
+                statistics.executed(len(done), batcher.copied, done[0].computed)
+                self._metrics.batch_seconds.observe(done[0].computed)
+                self._metrics.batch_size.observe(len(done))
+
+    # --- evidence ----------------------------------------------------------------------------------------------------
+
+    def _keep(self, found: list[dict[str, Any]]) -> None:
         """Have records written with the next group, or with the first one that the log takes again."""
         room = _MOST_WAITING - len(self._waiting)
-        self._waiting += records[:room]
-        if len(records) > room:
-            self._refusals.suppress(len(records) - room)
+        self._waiting += found[:room]
+        if len(found) > room:
+            self._refusals.suppress(len(found) - room)
 
     def _require_log(self) -> None:
         """Reopen a log that failed, at most once a second."""
@@ -168,175 +327,90 @@ class Service:
         self._log.reopen()
         self._metrics.audit_available.set(1)
 
+    def _recorded(self, items: list[Item], device: int) -> list[tuple[Item, Entry, bytes]]:
+        """Make what waits and the items durable; each item with its entry and its opening key."""
+        runtime, where = self._repository.runtime, self._device(items, device)
+        with self._books:
+            index = self._log.next_index + len(self._waiting)
+            keys = [opening_key(self._key.commitment_key, index + place) for place in range(len(items))]
+            made = [
+                records.prediction(item, key, runtime=runtime, device=where, threads=self._threads)
+                for item, key in zip(items, keys, strict=True)
+            ]
+            entries = self._commit(made)
+        return list(zip(items, entries, keys, strict=True))
+
+    def _device(self, items: list[Item], device: int) -> str:
+        return items[0].job.served.models[device].device if items else ""
+
     def _commit(self, answers: list[dict[str, Any]]) -> list[Entry]:
         """Make what waits and the answers durable, in groups that the log takes; the entries of the answers."""
-        records = self._waiting + answers
-        if not records:
+        found = self._waiting + answers
+        if not found:
             self._log.publish()  # nothing to do: a good time to show how far the log is
             return []
         started = time.perf_counter()
         entries: list[Entry] = []
-        for first in range(0, len(records), MAX_RECORDS):
-            entries += self._log.commit(records[first : first + MAX_RECORDS])
+        for first in range(0, len(found), MAX_RECORDS):
+            entries += self._log.commit(found[first : first + MAX_RECORDS])
             del self._waiting[:MAX_RECORDS]  # they come first, so these are the ones that are durable now
         self._metrics.audit_commit_seconds.observe(time.perf_counter() - started)
         self._metrics.audit_size.set(self._log.next_index)
         return entries[len(entries) - len(answers) :]
 
-    # --- one batch ---------------------------------------------------------------------------------------------------
+    # --- answers -----------------------------------------------------------------------------------------------------
 
-    def _compute(self, items: list[_Item]) -> None:
-        try:
-            model = self._repository.get(items[0].job.model)
-            licence = self._repository.licence(model, int(time.time()))
-        except PericardError as error:
-            for item in items:
-                item.error = error
-            return
-        live = []
-        for item in items:
-            item.licence = licence
-            try:
-                live.append((item, _row(model, item)))
-            except PericardError as error:
-                item.error = error
-        if live:
-            self._forward(model, live)
-
-    def _forward(self, model: LoadedModel, live: list[tuple[_Item, tuple[NDArray[np.generic], ...]]]) -> None:
-        started = time.monotonic()
-        bucket = model.bucket(len(live))
-        inputs = tuple(_padded([row[slot] for _, row in live], bucket) for slot in range(len(model.description.inputs)))
-        try:
-            outputs = model.infer(inputs)
-        except BackendFailed as error:
-            if len(live) == 1:
-                live[0][0].error = error
-                return
-            # one of them is to blame: halve until it stands alone, so that its neighbours are answered
-            middle = len(live) // 2
-            self._forward(model, live[:middle])
-            self._forward(model, live[middle:])
-            return
-        seconds = time.monotonic() - started
-        self._metrics.batch_seconds.observe(seconds)
-        self._metrics.batch_size.observe(len(live))
-        for place, (item, _) in enumerate(live):
-            waited = started - item.job.accepted
-            self._metrics.queue_seconds.observe(waited)
-            if not all(np.isfinite(output[place]).all() for output in outputs if output.dtype.kind == "f"):
-                item.error = BackendFailed(f"model {model.description.name}: the answer is not a finite number")
-                continue
-            item.answer = b"".join(output[place].tobytes() for output in outputs)
-            item.timing = {
-                "bucket": bucket,
-                "place": place,
-                "threads": self._threads,
-                "queue_us": int(waited * 1e6),
-                "infer_us": int(seconds * 1e6),
-            }
-
-    def _record(self, item: _Item, key: bytes) -> dict[str, Any]:
-        meta = item.job.meta
-        record: dict[str, Any] = {
-            "event": "predict",
-            "outcome": "ok" if item.error is None else item.error.code,
-            "runtime": self._repository.runtime,
-            **{name: meta.get(name, "") for name in _CALLER_FIELDS},
-            **item.timing,
-        }
-        try:
-            model = self._repository.get(item.job.model)
-        except PericardError:
-            record["model"] = {"name": item.job.model}
-        else:
-            record["model"] = self._repository.identity(model)
-            record["device"] = model.device
-            record["licence"] = item.licence
-        if item.inputs:
-            record["input"] = commit(key, "input", item.inputs)
-        if item.answer is not None:
-            record["answer"] = commit(key, "answer", item.answer)
-        return record
-
-    def _reply(self, answers: Iterable[tuple[_Item, dict[str, Any]]]) -> None:
+    def _reply(self, answers: list[tuple[Item, Entry, bytes]]) -> None:
         """Release the answers, one send per edge."""
-        by_link: dict[EdgeLink, list[bytes]] = {}
-        for item, receipt in answers:
-            status = "ok" if item.error is None else item.error.code
-            self._metrics.requests.labels(status).inc()
-            self._metrics.predictions.labels(item.job.model if item.licence else "", status).inc()
-            by_link.setdefault(item.job.link, []).append(self._answer(item, receipt))
-        for link, frames in by_link.items():
+        outgoing: dict[EdgeLink, list[bytes]] = {}
+        grouped: dict[tuple[EdgeLink, bytes], list[bytes]] = {}
+        counts: Counter[tuple[str, str]] = Counter()
+        for item, entry, key in answers:
+            counts[item.job.served.name, "ok" if item.error is None else item.error.code] += 1
+            packed = records.answered(item, entry, key)
+            if packed is None:
+                outgoing.setdefault(item.job.link, []).append(records.refused(item))
+            else:
+                grouped.setdefault((item.job.link, self._head(item)), []).append(packed)
+        for (link, head), entries in grouped.items():
+            outgoing.setdefault(link, []).extend(records.frames(head, entries))
+        for (name, status), count in counts.items():
+            self._metrics.requests.labels(status).inc(count)
+            self._metrics.predictions.labels(name, status).inc(count)
+        for link, frames in outgoing.items():
             link.send(frames)
 
-    def _answer(self, item: _Item, receipt: dict[str, Any]) -> bytes:
-        if item.error is not None and not isinstance(item.error, NotInterpretable):
-            return error_frame(item.job.request, item.error)
-        meta: dict[str, Any] = {
-            "licence": item.licence,
-            "model": self._repository.identity(self._repository.get(item.job.model)),
-            "runtime": self._repository.runtime,
-            "receipt": receipt,
-        }
-        if item.error is not None:
-            meta["not_interpretable"] = item.error.message
-        return encode(FrameType.ANSWER, item.job.request, meta, item.answer or b"")
+    def _head(self, item: Item) -> bytes:
+        key = (item.job.served.number, item.licence)
+        head = self._heads.get(key)
+        if head is None:
+            head = records.shared(item, runtime=self._repository.runtime, log=self._log.origin)
+            self._heads[key] = head
+        return head
 
-    def _refuse(self, items: list[_Item], error: PericardError) -> None:
+    def _score(self, items: list[Item], seconds: float) -> None:
+        """Count rows for the statistics of their versions; records and answers took so many seconds."""
+        now = time.monotonic()
+        done = [item.job.served.number for item in items if item.bucket]
+        with self._books:
+            for item in items:
+                statistics = self._statistics.setdefault(item.job.served.number, Statistics())
+                (statistics.success if item.error is None else statistics.fail).add(now - item.job.accepted)
+            if done:
+                self._statistics[done[0]].finished(len(done), seconds)
+
+    def _refuse(self, items: list[Item], error: PericardError) -> None:
         """The whole group failed: nothing was recorded, so nothing is answered."""
-        for link, group in itertools.groupby(items, key=lambda item: item.job.link):
-            frames = [error_frame(item.job.request, error) for item in group]
-            self._metrics.requests.labels(error.code).inc(len(frames))
-            link.send(frames)
+        for item in items:
+            item.error = error
+            item.job.link.send([error_frame(item.job.number, error)])
+        self._metrics.requests.labels(error.code).inc(len(items))
 
 
-def _job(link: EdgeLink, frame: Frame) -> Job:
-    wait = frame.meta.get("deadline_ms")
-    meta = _fields(frame.meta, ("model", *_CALLER_FIELDS))
-    if "model" not in meta or type(wait) is not int or not 0 < wait <= _MAX_WAIT_MS:
-        raise MalformedRequest("pipe: an item names no model or no deadline")
-    return Job(link, frame.request, meta, frame.body, time.monotonic() + wait / 1000)
-
-
-def _fields(meta: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
-    """What a record takes of a frame: known fields, short text, and nothing that the log cannot encode."""
-    texts = {name: meta[name] for name in names if isinstance(meta.get(name), str)}
-    return {name: text[:_LONGEST].encode("utf-8", "replace").decode("utf-8") for name, text in texts.items()}
-
-
-def _row(model: LoadedModel, item: _Item) -> tuple[NDArray[np.generic], ...]:
-    """Copy one item's bytes once, and check the copy.
-
-    Raises:
-        DeadlineExceeded: nobody waits any more.
-        InvalidInput: size or values do not fit.
-        NotInterpretable: the signal is flat or clipped.
-    """
-    if time.monotonic() > item.job.deadline:
-        raise DeadlineExceeded("request: waited longer than its deadline", hint="send fewer requests at a time")
-    about = model.description
-    wanted = sum(spec.row_bytes for spec in about.inputs)
-    if len(item.job.body) != wanted:
-        raise InvalidInput(f"model {about.name}: takes {wanted} bytes an item, got {len(item.job.body)}")
-    item.inputs = bytes(item.job.body)
-    rows, offset = [], 0
-    for spec in about.inputs:
-        count = spec.row_bytes // np.dtype(spec.dtype).itemsize
-        row = np.frombuffer(item.inputs, dtype=spec.dtype, count=count, offset=offset).reshape(spec.row_shape)
-        if row.dtype.kind == "f" and not np.isfinite(row).all():
-            raise InvalidInput(f"model {about.name}: input {spec.name} holds values that are not finite numbers")
-        rows.append(row)
-        offset += spec.row_bytes
-    if about.signal is not None:
-        reason = quality.flaw(rows[0], about.signal.unit, about.signal.leads)
-        if reason is not None:
-            raise NotInterpretable(reason)
-    return tuple(rows)
-
-
-def _padded(rows: list[NDArray[np.generic]], bucket: int) -> NDArray[np.generic]:
-    batch = np.zeros((bucket, *rows[0].shape), dtype=rows[0].dtype)
-    for place, row in enumerate(rows):
-        batch[place] = row
-    return batch
+def _run(work: Callable[[], _T], future: Future[_T]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(work())
+    except BaseException as error:  # noqa: BLE001  (whoever waits for it gets it)
+        future.set_exception(error)

@@ -1,12 +1,29 @@
-"""The pipe between edge and engine: frame types and both ends.
+"""The pipe between edge and engine: frame types, shared memory for rows, and both ends.
 
-Rules of this room: standard library only; no pickle; a frame is a fixed header, a JSON object, and raw bytes, each
-with a limit; whoever breaks the rules loses the connection. The payload travels in the frame; a later transport may put
-it elsewhere without changing either end's callers.
+Rules of this room: standard library only; no pickle; a frame is a fixed header, a head, and raw bytes, each with a
+limit; whoever breaks the rules loses the connection. Rows lie in the edge's region, and frames only say where; answers
+travel in frames.
 """
 
-from pericard.pipe.edge_end import EngineLink
-from pericard.pipe.engine_end import EdgeLink
-from pericard.pipe.frames import Frame, FrameReader, FrameType, Meta, encode
+from pericard.pipe.edge_end import Answer, Asked, EngineLink
+from pericard.pipe.engine_end import EdgeLink, error_frame
+from pericard.pipe.frames import Entry, Frame, FrameReader, FrameType, Kind, Meta, Question, encode
+from pericard.pipe.region import Slot, create
 
-__all__ = ["EdgeLink", "EngineLink", "Frame", "FrameReader", "FrameType", "Meta", "encode"]
+__all__ = [
+    "Answer",
+    "Asked",
+    "EdgeLink",
+    "EngineLink",
+    "Entry",
+    "Frame",
+    "FrameReader",
+    "FrameType",
+    "Kind",
+    "Meta",
+    "Question",
+    "Slot",
+    "create",
+    "encode",
+    "error_frame",
+]

@@ -1,13 +1,16 @@
 """The ``exported`` kind: a torch.export graph and a table of tensors, attached without a copy.
 
 The graph is called flat, weights first, in the order of its signature: no module tree, no pytrees, none of torch's own
-guards. What kernels take on trust is held against the actual arguments at every call; see ``guards``.
+guards. What kernels take on trust is held against the actual arguments at every call (``guards``), or once for a shape
+at which it cannot depend on anything else (``straight``). Which path a shape takes is settled when a model is loaded,
+by its graph and never by a clock; see ``paths``.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -22,9 +25,10 @@ from torch.export.graph_signature import InputKind
 from torch.export.passes import move_to_device_pass
 
 from pericard.errors import BackendFailed, UnsupportedModel
+from pericard.runtime import folded, guards
 from pericard.runtime import graph as graphs
-from pericard.runtime import guards
 from pericard.runtime.backend import Array
+from pericard.runtime.straight import Straight, straighten
 from pericard.sealed import Tensor
 from pericard.tensors import TensorSpec
 
@@ -49,6 +53,32 @@ def view_tensor(tensor: Tensor, buffer: memoryview) -> torch.Tensor:
         return torch.empty(tensor.shape, dtype=dtype)
     flat = torch.frombuffer(buffer, dtype=dtype, count=tensor.size // dtype.itemsize, offset=tensor.offset)
     return flat.reshape(tensor.shape)
+
+
+#: What tells one batch from another for a path: each input's type and shape, and how many threads an operator may use.
+_Shape = tuple[object, ...]
+
+
+@dataclass
+class _Form:
+    """A graph with its weights: without guards, behind them, and straight for the shapes at which that was proved."""
+
+    plain: torch.fx.GraphModule
+    arguments: list[torch.Tensor | None]
+    guarded: torch.fx.GraphModule = field(init=False)
+    straight: dict[_Shape, Straight] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.guarded = folded.copied(self.plain)
+        guards.install(self.guarded)
+        self.slots = [place for place, value in enumerate(self.arguments) if value is None]
+
+    def filled(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The arguments of one call."""
+        given = list(self.arguments)
+        for place, value in zip(self.slots, inputs, strict=True):
+            given[place] = value
+        return given  # type: ignore[return-value]  # every None has its input now
 
 
 class ExportedBackend:
@@ -87,9 +117,9 @@ class ExportedBackend:
                 None if spec.kind is InputKind.USER_INPUT else held[str(spec.target)].detach()
                 for spec in program.graph_signature.input_specs
             ]
-            self._slots = [place for place, value in enumerate(self._arguments) if value is None]
-            guards.install(program.graph_module)
-            self._call = program.graph_module
+            self._form = _Form(program.graph_module, self._arguments)
+            self._folded: folded.Folded | None = None
+            self._fast = self._form  # the one that shapes were settled for; others take the graph behind its guards
         except UnsupportedModel:
             raise
         except KeyError as error:
@@ -97,16 +127,55 @@ class ExportedBackend:
         except Exception as error:  # torch's reader raises whatever it meets
             raise UnsupportedModel(f"graph: this torch cannot build it ({type(error).__name__})") from error
 
+    def settle(self, batches: Sequence[tuple[Array, ...]]) -> dict[int, str]:
+        """Find the straight path for these batches, on the CPU; what cannot be proved keeps its guards.
+
+        Args:
+            batches: one batch for each size that will be asked.
+
+        Returns:
+            By size, why it keeps them; empty where none does.
+        """
+        kept: dict[int, str] = {}
+        for batch in batches if self.device == "cpu" else ():
+            inputs = [torch.from_numpy(value) for value in batch]
+            try:
+                form = self._fast
+                form.straight[_shape(batch)] = straighten(form.plain, form.guarded, form.filled(inputs))
+            except BackendFailed as error:
+                kept[len(batch[0])] = error.message
+        return kept
+
+    def fold(self, private: folded.Private) -> bool:
+        """Compute with folded convolutions from now on, at the shapes that are settled next; whether there are any."""
+        self.unfold()
+        if self.device != "cpu":
+            return False
+        self._folded = folded.fold(self._form.plain, self._arguments, private)
+        if self._folded is not None:
+            self._fast = _Form(self._folded.module, self._folded.arguments)
+        return self._folded is not None
+
+    def unfold(self) -> None:
+        """Go back to the graph as it was signed, and zero what was folded."""
+        self._fast = self._form
+        if self._folded is not None:
+            self._folded.memory.close()
+            self._folded = None
+
     def infer(self, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
         """Answer one batch; see ``Backend``."""
-        arguments = list(self._arguments)
-        if len(inputs) != len(self._slots):
-            raise BackendFailed(f"model: takes {len(self._slots)} inputs, got {len(inputs)}")
+        if len(inputs) != len(self._form.slots):
+            raise BackendFailed(f"model: takes {len(self._form.slots)} inputs, got {len(inputs)}")
         try:
+            straight = self._fast.straight.get(_shape(inputs))
+            given = [torch.from_numpy(value) for value in inputs]
+            if straight is not None:
+                return tuple(_to_numpy(output) for output in straight(self._fast.filled(given)))
             with torch.inference_mode():
-                for place, value in zip(self._slots, inputs, strict=True):
-                    arguments[place] = torch.from_numpy(value).to(self.device)
-                return tuple(_to_numpy(output) for output in self._call(*arguments))
+                if self.device != "cpu":
+                    given = [value.to(self.device) for value in given]
+                return tuple(_to_numpy(output) for output in self._form.guarded(*self._form.filled(given)))
         except BackendFailed:  # a guard's own
             raise
         except Exception as error:  # a failed kernel must cost its batch, not the engine
@@ -114,8 +183,9 @@ class ExportedBackend:
 
     def close(self) -> None:
         """Drop the weights."""
+        self.unfold()
         self._arguments.clear()
-        self._call = torch.nn.Identity()
+        self._form = self._fast = _Form(torch.fx.GraphModule({}, _nothing()), self._arguments)
 
 
 def build(serialised: schema.ExportedProgram, tensors: Mapping[str, torch.Tensor]) -> ExportedProgram:
@@ -178,6 +248,20 @@ def _same(said: schema.TensorMeta, dtype: torch.dtype | None, shape: tuple[int, 
         and len(said.sizes) == len(shape)
         and all(item.type != "as_int" or item.as_int == size for item, size in zip(said.sizes, shape, strict=True))
     )
+
+
+def _shape(inputs: Sequence[Array]) -> _Shape:
+    """The key of a batch's path; an array that is laid out in another way has none."""
+    return (
+        torch.get_num_threads(),
+        *((value.dtype, value.shape) if value.flags.c_contiguous else None for value in inputs),
+    )
+
+
+def _nothing() -> torch.fx.Graph:
+    graph = torch.fx.Graph()
+    graph.output(())
+    return graph
 
 
 def _to_numpy(output: torch.Tensor) -> Array:

@@ -42,8 +42,7 @@ def check(
             f"model {description.name}: its publisher signed no tolerance for {kind}",
             hint="serve it on a backend that the manifest names, or ask the vendor",
         )
-    probed = {*description.buckets} | ({_PAIR} if description.max_batch >= _PAIR else set())
-    for bucket in sorted(probed):
+    for bucket in sizes(description):
         try:
             for number in range(len(questions)):
                 _ask(backend, questions, number, bucket, tolerance, description)
@@ -52,6 +51,17 @@ def check(
                 raise
             return (1,), f"it answers one by one, not in batches of {bucket} ({error.message})"
     return description.buckets, None
+
+
+def sizes(description: Description) -> tuple[int, ...]:
+    """The batch sizes that are asked, rising: every bucket, and two."""
+    return tuple(sorted({*description.buckets} | ({_PAIR} if description.max_batch >= _PAIR else set())))
+
+
+def batch(questions: tuple[Question, ...], number: int, size: int) -> tuple[Array, ...]:
+    """So many questions as one batch, in turn from one on."""
+    rows = [questions[(number + place) % len(questions)][0] for place in range(size)]
+    return tuple(np.ascontiguousarray(np.concatenate([row[slot] for row in rows])) for slot in range(len(rows[0])))
 
 
 def one_by_one(description: Description) -> Description:
@@ -76,10 +86,7 @@ def _ask(
     description: Description,
 ) -> None:
     rows = [questions[(number + place) % len(questions)] for place in range(bucket)]
-    batch = tuple(
-        np.ascontiguousarray(np.concatenate([row[0][slot] for row in rows])) for slot in range(len(rows[0][0]))
-    )
-    answers = backend.infer(batch)
+    answers = backend.infer(batch(questions, number, bucket))
     for slot, output in enumerate(description.outputs):
         if answers[slot].shape != (bucket, *output.spec.row_shape):
             raise KnownAnswerMismatch(

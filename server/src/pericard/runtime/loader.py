@@ -7,15 +7,21 @@ copies out of it is dropped with its session, but ONNX Runtime does not zero the
 
 from __future__ import annotations
 
+import logging
+import threading
+from dataclasses import replace
 from typing import Self
 
 import numpy as np
 
 from pericard.errors import HardeningError, InvalidInput, ModelTooLarge, UnsupportedModel
+from pericard.hardening import PrivateMemory, keep_pages
 from pericard.keys import Identity
-from pericard.runtime import known_answers
+from pericard.runtime import exported, known_answers, paths
 from pericard.runtime.backend import Array, Backend
 from pericard.runtime.exported import ExportedBackend
+from pericard.runtime.folded import Private
+from pericard.runtime.forgetting import forget_graphs
 from pericard.runtime.known_answers import Question
 from pericard.runtime.plaintext import Plaintext, hold
 from pericard.sealed import Artifact, Description, KnownAnswer, Progress, Tensor, VerifiedModel
@@ -23,6 +29,7 @@ from pericard.tensors import TensorSpec
 from pericard.trust import Licence, Policy
 
 ONNX = "onnx"
+_logger = logging.getLogger(__name__)
 
 
 class LoadedModel:
@@ -34,24 +41,40 @@ class LoadedModel:
         manifest_hash: SHA-256 of the manifest; the model's identity.
         licence: the grant that it is served under.
         device: where it runs.
+        size: bytes of plaintext.
         locked: whether its weights are locked in memory.
         buckets: the batch sizes that it is asked at, rising.
         batching: why it is asked one by one although its publisher claimed batches; None if it is not.
+        paths: how each bucket is computed; see ``paths``.
+        path_remark: why that is not the fastest path there is; None if it is.
     """
 
-    def __init__(self, model: VerifiedModel, licence: Licence, plaintext: Plaintext, *, device: str) -> None:
+    def __init__(
+        self,
+        model: VerifiedModel,
+        licence: Licence,
+        plaintext: Plaintext,
+        *,
+        device: str,
+        private: Private | None = None,
+    ) -> None:
         """Attach the backend; :func:`load` is the way in."""
         self.description: Description = model.manifest.description
         self.publisher = model.publisher.id
         self.manifest_hash = model.manifest_hash
         self.licence = licence
         self.device = device
+        self.size = model.manifest.payload.size
+        self._busy = threading.Lock()  # held while it computes, so that no answer comes from half-wiped weights
         # what ONNX Runtime copies lies in memory of its own, which nobody locks
         self.locked = plaintext.locked and self.description.kind != ONNX
         self._plaintext = plaintext
         found = plaintext.index(subject=model.subject)
         self.buckets: tuple[int, ...] = self.description.buckets
         self.batching: str | None = None
+        self.paths: dict[int, str] = dict.fromkeys(self.buckets, paths.GUARDED)
+        self.path_remark: str | None = None
+        self._private = private  # memory for changed weights, until a path is taken
         self._backend = _backend(self.description, found, plaintext, device)
         try:
             self._questions = tuple(_question(answer, plaintext, self.description) for answer in found.known_answers)
@@ -64,11 +87,33 @@ class LoadedModel:
     def check_known_answers(self) -> None:
         """Ask the known questions at every bucket; where only batches are wrong, serve one by one from now on.
 
+        The first time, the fastest path whose answers are right is taken.
+
         Raises:
             KnownAnswerMismatch: an answer is wrong.
             BackendFailed: the computation failed.
         """
-        self.buckets, self.batching = known_answers.check(self._backend, self._questions, self.description)
+        private, self._private = self._private, None
+        if private is None or not isinstance(self._backend, exported.ExportedBackend):
+            self.buckets, self.batching = known_answers.check(self._backend, self._questions, self.description)
+            return
+        found = paths.settle(self._backend, self._questions, self.description, private)
+        self.buckets, self.batching, self.paths = found.buckets, found.batching, found.paths
+        self.path_remark = found.remark
+        if found.remark is not None:
+            _logger.info("model %s: is not on its fastest path: %s", self.description.name, found.remark)
+
+    def recheck(self, bucket: int) -> None:
+        """Ask the known questions once more, at one of the buckets.
+
+        Raises:
+            KnownAnswerMismatch: an answer is wrong.
+            BackendFailed: the computation failed.
+        """
+        with self._busy:
+            known_answers.check(
+                self._backend, self._questions, replace(self.description, max_batch=1, buckets=(bucket,))
+            )
 
     def bucket(self, count: int) -> int:
         """The smallest batch size that holds ``count`` items; at most ``buckets[-1]`` fit."""
@@ -76,7 +121,8 @@ class LoadedModel:
 
     def infer(self, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
         """Answer one batch whose size is one of the buckets; see ``Backend.infer``."""
-        return self._backend.infer(inputs)
+        with self._busy:
+            return self._backend.infer(inputs)
 
     def __call__(self, *inputs: Array) -> dict[str, Array]:
         """Answer any number of items, for notebooks and batch jobs: pads to buckets and cuts off the padding.
@@ -115,9 +161,11 @@ class LoadedModel:
         self.close()
 
     def close(self) -> None:
-        """Drop the backend and zero the weights."""
-        self._backend.close()
-        self._plaintext.close()
+        """Drop the backend and zero the weights, once a computation that is under way has ended."""
+        with self._busy:
+            self._backend.close()
+            self._plaintext.close()
+            forget_graphs()
 
 
 def _backend(description: Description, found: Artifact, plaintext: Plaintext, device: str) -> Backend:
@@ -131,6 +179,24 @@ def _backend(description: Description, found: Artifact, plaintext: Plaintext, de
         return OnnxBackend(graph, arrays, device=device)
     tensors = {tensor.name: plaintext.tensor(tensor) for tensor in found.tensors}
     return ExportedBackend(graph, tensors, device=device, inputs=description.inputs)
+
+
+def _private(plaintext: Plaintext, budget: int | None, used: int, *, secret: bool) -> Private:
+    """Memory for changed weights: as private as the model's own, and within what is left of the budget; else None."""
+
+    def hold_more(size: int) -> PrivateMemory | None:
+        if budget is not None and used + size > budget:
+            return None
+        try:
+            memory = PrivateMemory(size, secret=secret)
+        except HardeningError:
+            return None
+        if plaintext.locked and not memory.locked:
+            memory.close()
+            return None
+        return memory
+
+    return hold_more
 
 
 def _place(kind: str, device: str, *, secret: bool, subject: str) -> str:
@@ -204,6 +270,7 @@ def load(
             ONNX Runtime, or a computation, had of its own was freed and not zeroed.
         HardeningError: the memory cannot be had.
     """
+    keep_pages()
     licence = policy.accept(model, identity.recipient.id, now)
     size = model.manifest.payload.size
     if memory_budget is not None and size > memory_budget:
@@ -214,7 +281,8 @@ def load(
     try:
         plaintext.decrypt(model, cipher, progress)
         del cipher
-        loaded = LoadedModel(model, licence, plaintext, device=device)
+        private = _private(plaintext, memory_budget, size, secret=secret)
+        loaded = LoadedModel(model, licence, plaintext, device=device, private=private)
     except BaseException:
         plaintext.close()
         raise
@@ -223,4 +291,6 @@ def load(
     except BaseException:
         loaded.close()  # the backend too: what it copied goes back to the allocator
         raise
+    finally:
+        forget_graphs()
     return loaded

@@ -1,0 +1,94 @@
+"""What the handlers of every route use: the engine behind its link, what it serves, and the limits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pericard.auth import Principal
+from pericard.edge.catalog import Catalog, Model
+from pericard.edge.http import Head
+from pericard.edge.inference import Inference
+from pericard.edge.limits import Limits
+from pericard.edge.oip import Plans
+from pericard.edge.quick import Reader
+from pericard.errors import EngineAway, MalformedRequest, PericardError
+from pericard.pipe import EngineLink, Meta
+
+
+class Upstream:
+    """The engine, as one edge sees it.
+
+    Attributes:
+        limits: of one request.
+        version: of the daemon.
+        inference: asks about rows.
+        reader: reads JSON bodies.
+        plans: reads requests of the Open Inference Protocol.
+    """
+
+    def __init__(self, link: EngineLink, limits: Limits, *, version: str) -> None:
+        """Take the engine's link and the limits."""
+        self._link = link
+        self.limits = limits
+        self.version = version
+        self.inference = Inference(link, self.note)
+        self.reader = Reader()
+        self.plans = Plans()
+        self._catalog: Catalog | None = None
+
+    @property
+    def catalog(self) -> Catalog:
+        """What is served.
+
+        Raises:
+            EngineAway: nobody says.
+        """
+        said = self._link.catalog
+        if said is None:
+            raise EngineAway("engine: is not there at the moment", hint="try again in a second")
+        if self._catalog is None or self._catalog.said is not said:
+            self._catalog = Catalog(said)
+        return self._catalog
+
+    @property
+    def any_ready(self) -> bool:
+        """Whether some model can answer."""
+        return self._link.catalog is not None and any(model.ready for model in self.catalog)
+
+    def only_model(self, principal: Principal) -> str:
+        """The one model that a caller can mean who names none.
+
+        Raises:
+            MalformedRequest: there is more or less than one.
+        """
+        names = [name for name in self.catalog.names if principal.may("predict", name)]
+        if len(names) != 1:
+            raise MalformedRequest(
+                "model: is missing, and more or less than one could be meant", hint='name it: {"model": "…"}'
+            )
+        return names[0]
+
+    def model(self, name: str, version: str = "") -> Model:
+        """A version of a model; see :meth:`Catalog.model`."""
+        return self.catalog.model(name, version)
+
+    async def ask(
+        self, name: str, fields: dict[str, Any] | None = None, *, seconds: float | None = None
+    ) -> tuple[Meta, bytes]:
+        """Ask the engine for anything but an inference; head and body of its reply.
+
+        Raises:
+            EngineAway, DeadlineExceeded, PericardError: as ``EngineLink.ask``.
+        """
+        return await self._link.ask(name, fields, seconds=self.limits.answer_seconds if seconds is None else seconds)
+
+    def note(self, error: PericardError, head: Head, principal: Principal | None) -> None:
+        """Tell the engine of a refusal that it does not know of; nobody waits for it."""
+        event = {"event": "refused", "code": error.code, "address": head.address}
+        if principal is not None:
+            event |= {"principal": principal.name, "credential": principal.credential, "request": head.request_id()}
+        self._link.event(event)
+
+    def refused(self, error: PericardError, address: str) -> None:
+        """Tell the engine of a stranger's refusal; nobody waits for it."""
+        self._link.event({"event": "refused", "code": error.code, "address": address})
