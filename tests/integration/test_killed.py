@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
 from pathlib import Path
 from typing import Self
 
@@ -46,7 +47,7 @@ class Load:
         while not self._stop.is_set():
             try:
                 answer = self._daemon.predict(self._strip)
-            except OSError as error:
+            except (OSError, HTTPException) as error:  # an answer may break off too
                 self.unanswered.append(error)
                 time.sleep(0.01)
                 continue

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def load(daemon: Daemon, strip: list[float]) -> Iterator[Counter[tuple[int, str]
                 answer = daemon.request("/predict", body=body, timeout=60)
                 found: Any = answer.body.get("model") or {"version": answer.body.get("code")}
                 what = (answer.status, str(found["version"]))
-            except OSError as error:
+            except (OSError, HTTPException) as error:  # an answer may break off too
                 what = (0, type(error).__name__)
             with lock:
                 seen[what] += 1

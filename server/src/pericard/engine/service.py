@@ -259,7 +259,9 @@ class Service:
                 self._compute(items, device)
                 computed = time.monotonic()
             answers = self._recorded(everything, device)
+            self._finish(everything)  # before its caller hears of it, and asks for its share again
         except AuditError as error:
+            self._finish(everything)
             self._metrics.audit_available.set(0)
             if not isinstance(error, AuditUnavailable):
                 _logger.critical("nothing is answered until an operator looked at the log: %s", error.message)
@@ -270,7 +272,9 @@ class Service:
             self._reply(answers)
         finally:
             self._score(everything, time.monotonic() - computed)
-            self._scheduler.finish(item.job for item in everything)
+
+    def _finish(self, items: list[Item]) -> None:
+        self._scheduler.finish(item.job for item in items)
 
     def _compute(self, items: list[Item], device: int) -> None:
         served = items[0].job.served
