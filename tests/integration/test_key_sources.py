@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from integration_site import Daemon, Site, children_of, pericard, running
+from integration_site import Daemon, Site, children_of, environment, pericard, running
 from key_sources import Bao, Tpm, free_ports, missing, openbao, software_tpm, tool
 from process_memory import count
 from terminals import at_a_terminal, until
@@ -463,7 +463,7 @@ def served(site: Site, passphrase: Path, *options: str) -> Iterator[Daemon]:
         configure(site, **{**configured(site), "unlock": "passphrase", "passphrase_fd": given.fileno()})
         process = subprocess.Popen(
             [sys.executable, "-m", "pericard", "serve", "--config", str(site.folder / "server.yaml"), *options],
-            pass_fds=(given.fileno(),), stderr=subprocess.PIPE, text=True,
+            pass_fds=(given.fileno(),), stderr=subprocess.PIPE, text=True, env=environment(site.folder),
         )  # fmt: skip
     assert process.stderr is not None
     seen = []
@@ -665,7 +665,7 @@ def test_the_passphrase_may_come_on_standard_input(locked_site: Site, passphrase
     with passphrase_file.open("rb") as given:
         process = subprocess.Popen(
             [sys.executable, "-m", "pericard", "serve", "--config", str(locked_site.folder / "server.yaml")],
-            stdin=given, stderr=subprocess.PIPE, text=True,
+            stdin=given, stderr=subprocess.PIPE, text=True, env=environment(locked_site.folder),
         )  # fmt: skip
     assert process.stderr is not None
     with process:
