@@ -25,10 +25,9 @@ from pericard_client.bench import (
     payloads,
     synthetic,
 )
-from pericard_client.cli.verbs import connect
+from pericard_client.cli.verbs import connect, only_model
 from pericard_client.cli.voice import EXIT_FAILED, EXIT_INTERRUPTED, NAME, lines, report, say
 from pericard_client.client.conversation import Conversation
-from pericard_client.errors import NotSendable
 from pericard_client.formats import Strips, prepare, read
 from pericard_client.models import ModelMetadata
 
@@ -49,7 +48,7 @@ class BenchRun:
         """Measure, print, and return the exit code."""
         options, plan = self.options, self._plan()
         with connect(options) as client:
-            name = options["model"] or _only(client.models())
+            name = options["model"] or only_model(client.models())
             metadata = client.metadata(name)
         strips = self._strips(metadata)
         talk = _conversation(options)
@@ -83,14 +82,6 @@ class BenchRun:
         leads = tuple(name.strip() for name in (options["leads"] or "").split(",") if name.strip())
         recording = read(options["input"], sampling_rate=options["sampling_rate"], unit=options["unit"], leads=leads)
         return prepare(recording, metadata, leads=tuple(options["lead"]))
-
-
-def _only(names: tuple[str, ...]) -> str:
-    if len(names) != 1:
-        raise NotSendable(
-            f"model: the token may use {len(names)}: {', '.join(names) or 'none'}", hint="name one with --model"
-        )
-    return names[0]
 
 
 def _outcome(found: Measurement, plan: Plan) -> int:

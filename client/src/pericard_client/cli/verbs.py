@@ -102,7 +102,7 @@ class PredictRun:
         leads = tuple(name.strip() for name in (self.options["leads"] or "").split(",") if name.strip())
         recording = read(path, sampling_rate=self.options["sampling_rate"], unit=self.options["unit"], leads=leads)
         if self.known is None:
-            self.known = client.metadata(self.options["model"] or _only(client.models()))
+            self.known = client.metadata(self.options["model"] or only_model(client.models()))
         fit = as_recorded if self.options["no_resample"] else prepare
         strips = fit(recording, self.known, leads=tuple(self.options["lead"]))
         result = client.predict(
@@ -134,7 +134,8 @@ class PredictRun:
         return EXIT_FAILED if failed else 0
 
 
-def _only(names: tuple[str, ...]) -> str:
+def only_model(names: tuple[str, ...]) -> str:
+    """The one model that a token may use; more or none is refused with what there is."""
     if len(names) != 1:
         raise NotSendable(
             f"model: the token may use {len(names)}: {', '.join(names) or 'none'}", hint="name one with --model"

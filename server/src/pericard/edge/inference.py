@@ -22,12 +22,11 @@ from pericard.edge.catalog import Model
 from pericard.edge.http import Head
 from pericard.errors import Cancelled, DeadlineExceeded, PericardError
 from pericard.pipe import Answer, Asked, EngineLink, Question
+from pericard.pipe.frames import DEFAULT_PRIORITY
 
 Row = tuple[NDArray[np.generic], ...]
 Note = Callable[[PericardError, Head, Principal], None]
 
-DEFAULT_PRIORITY = 2
-LOWEST_PRIORITY = 3
 _TRACE = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 _NO_TRACE = "0" * 32
 _MOST_CALLERS = 4096

@@ -9,10 +9,11 @@ from typing import Any
 from pericard.edge import encoding, oip, predict, problems
 from pericard.edge.gate import Call
 from pericard.edge.http import Response, json_response
-from pericard.edge.inference import DEFAULT_PRIORITY, LOWEST_PRIORITY, Terms
+from pericard.edge.inference import Terms
 from pericard.edge.upstream import Upstream
 from pericard.errors import ModelRefused, NotInterpretable, PericardError
 from pericard.pipe import Answer
+from pericard.pipe.frames import DEFAULT_PRIORITY
 
 _LOAD_SECONDS = 900.0  # a model is read, decrypted and asked its known questions
 
@@ -128,7 +129,7 @@ async def infer(upstream: Upstream, call: Call) -> Response:
 
 def _terms(request: oip.InferRequest, most: float) -> Terms:
     seconds = most if request.timeout_us is None else min(most, request.timeout_us / 1e6)
-    return Terms(seconds, min(request.priority or DEFAULT_PRIORITY, LOWEST_PRIORITY))
+    return Terms(seconds, request.priority or DEFAULT_PRIORITY)
 
 
 def _flaw(answer: Answer | PericardError) -> PericardError | None:

@@ -20,11 +20,11 @@ import msgspec
 from pericard.engine.rates import Rates
 from pericard.engine.refusals import Refusals
 from pericard.engine.repository import Repository
-from pericard.engine.scheduler import PRIORITIES, Caller, Job, Scheduler
+from pericard.engine.scheduler import Caller, Job, Scheduler
 from pericard.errors import Cancelled, MalformedRequest, Overloaded, PericardError, PipeError, leaves
 from pericard.metrics import Metrics
 from pericard.pipe import EdgeLink, Frame, FrameType, encode, error_frame
-from pericard.pipe.frames import unpack_question
+from pericard.pipe.frames import PRIORITIES, unpack_question
 
 _logger = logging.getLogger(__name__)
 _MAX_WAIT_MS = 3_600_000  # as long as an operator may let an edge wait

@@ -20,9 +20,8 @@ from typing import Any, NamedTuple
 from pericard.engine.repository import Served
 from pericard.errors import ModelNotReady, Overloaded, PipeError, RateLimited
 from pericard.pipe import EdgeLink, Question
+from pericard.pipe.frames import PRIORITIES
 
-PRIORITIES = 3
-DEFAULT_PRIORITY = 2
 _MOST_EVENTS = 10_000
 
 

@@ -32,6 +32,8 @@ MAGIC = b"PF"
 MAX_HEAD = 4 << 20
 MAX_BODY = 64 << 20
 KEY_SIZE = 32
+PRIORITIES = 3  # 1 comes first
+DEFAULT_PRIORITY = 2
 
 _QUESTION = struct.Struct("<QIIIBBBB")
 _ENTRY = struct.Struct("<QQ32s32sB3xI")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pericard.edge.oip.request import DEFAULT_PRIORITY, PRIORITY_LEVELS, Model
+from pericard.edge.oip.request import PRIORITY_LEVELS, Model
+from pericard.pipe.frames import DEFAULT_PRIORITY
 
 #: Of the protocol's extensions, those that are understood.
 EXTENSIONS = (

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from pericard.edge.oip import inputs, json_text
 from pericard.edge.oip.json_text import Parameters
 from pericard.errors import MalformedRequest, RequestTooLarge
+from pericard.pipe.frames import PRIORITIES
 
 Model = dict[str, Any]
 
 #: Highest number of a priority: 1 is served first, and 0 stands for the default.
-PRIORITY_LEVELS = 3
-DEFAULT_PRIORITY = 2
+PRIORITY_LEVELS = PRIORITIES
 #: Of a deadline in microseconds, and of a tensor's size.
 _MOST = (1 << 63) - 1
 LENGTH_HEADER = "inference-header-content-length"
