@@ -50,7 +50,7 @@ def wide(engine: Engine, tokens: Path, keys: Keys, loop: serving.Loop) -> Iterat
 
 
 @pytest.fixture(scope="session")
-def narrow(engine: Engine, tokens: Path, keys: Keys, loop: serving.Loop) -> Iterator[Door]:
+def narrow_door(engine: Engine, tokens: Path, keys: Keys, loop: serving.Loop) -> Iterator[Door]:
     """The entrances with small limits, so that passing one takes no time."""
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setattr("pericard.edge.protocol._GRACE_SECONDS", 0.3)
@@ -68,6 +68,12 @@ def narrow(engine: Engine, tokens: Path, keys: Keys, loop: serving.Loop) -> Iter
     monkeypatch.undo()
 
 
+@pytest.fixture(params=["uvicorn", "direct"])
+def narrow(narrow_door: Door, request: pytest.FixtureRequest) -> Door:
+    """The same, with either way through the network."""
+    return narrow_door.by(request.param)
+
+
 @pytest.fixture(scope="session")
 def alone(tokens: Path, keys: Keys, loop: serving.Loop) -> Iterator[Door]:
     """The entrances while there is no engine."""
@@ -75,17 +81,17 @@ def alone(tokens: Path, keys: Keys, loop: serving.Loop) -> Iterator[Door]:
         yield made
 
 
-@pytest.fixture(params=["answer", "application", "raw", "uvicorn"])
+@pytest.fixture(params=["answer", "application", "raw", "uvicorn", "direct"])
 def entrance(wide: Door, request: pytest.FixtureRequest) -> Entrance:
     return wide.entrances[request.param]
 
 
-@pytest.fixture(params=["answer", "application", "raw", "uvicorn"])
-def narrow_entrance(narrow: Door, request: pytest.FixtureRequest) -> Entrance:
-    return narrow.entrances[request.param]
+@pytest.fixture(params=["answer", "application", "raw", "uvicorn", "direct"])
+def narrow_entrance(narrow_door: Door, request: pytest.FixtureRequest) -> Entrance:
+    return narrow_door.entrances[request.param]
 
 
-@pytest.fixture(params=["answer", "application", "raw", "uvicorn"])
+@pytest.fixture(params=["answer", "application", "raw", "uvicorn", "direct"])
 def alone_entrance(alone: Door, request: pytest.FixtureRequest) -> Entrance:
     return alone.entrances[request.param]
 

@@ -25,6 +25,7 @@ class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     host: str = "127.0.0.1"
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8443
+    direct: bool = True
 
 
 class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -47,7 +47,7 @@ async def put(link: EngineLink, data: list[float], name: str = "ecg-anomaly") ->
     try:
         return await asked.future
     except asyncio.CancelledError:
-        link.abandon(asked)
+        link.abandon(asked.number)
         raise
 
 

@@ -262,5 +262,6 @@ def test_the_allocator_keeps_its_pages_once_it_was_told_to() -> None:
         done = subprocess.run([sys.executable, "-c", _FAULTS, how], capture_output=True, text=True, check=True)
         return float(done.stdout)
 
-    assert faults("kept") < 20
-    assert faults("untold") > 1000
+    kept = faults("kept")
+    assert kept < 20
+    assert faults("untold") > 10 * max(kept, 1)  # pages may be of any size

@@ -71,6 +71,7 @@ def edge_values(settings: Settings) -> EdgeValues:
         header_bytes=limits.header_bytes,
         items=limits.items,
         connections=limits.connections,
+        direct=settings.listen.direct,
         drain_seconds=limits.drain_seconds,
         certificate=tls.certificate if tls else None,
         key=tls.key if tls else None,

@@ -6,7 +6,7 @@ is not an inference goes on to the application that was given.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 from pericard.edge.answer import Answerer
@@ -27,16 +27,22 @@ ARRIVED = "pericard.arrived"
 
 def head_of(scope: Scope) -> Head:
     """A request's head from an ASGI scope."""
-    headers: dict[str, str] = {}
-    for raw_name, raw_value in scope["headers"]:
-        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
-        headers[name] = f"{headers[name]}, {value}" if name in headers else value
     path = scope.get("raw_path") or scope["path"].encode()
     client = scope["client"]
     gone = scope.get(GONE)
     return Head(
-        scope["method"], path.decode("latin-1"), headers, client[0] if client else "", Gone() if gone is None else gone
-    )
+        scope["method"], path.decode("latin-1"), joined(scope["headers"]), client[0] if client else "",
+        Gone() if gone is None else gone,
+    )  # fmt: skip
+
+
+def joined(pairs: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Headers as a head has them: lower-case names; a header that came twice is joined."""
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in pairs:
+        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return headers
 
 
 class RawEntrance:
@@ -70,9 +76,10 @@ def _is_inference(scope: Scope) -> bool:
 async def _body(scope: Scope, receive: Receive, limits: Limits) -> bytes:
     arrived = scope.get(ARRIVED)
     body: bytes | None = None if arrived is None else arrived()
-    if body is not None and len(body) <= limits.body_bytes:  # nothing to wait for, so no clock is set
-        return body
-    return await read_body(_chunks(receive), limits)
+    if body is None:
+        return await read_body(_chunks(receive), limits)
+    limits.check_body(len(body))  # nothing to wait for, so no clock is set
+    return body
 
 
 async def _chunks(receive: Receive) -> AsyncIterator[bytes]:

@@ -9,8 +9,10 @@ from typing import NamedTuple
 
 from pericard.auth import Principal
 from pericard.edge.http import Head, ReadBody, Response
+from pericard.edge.inference import Pending
 from pericard.edge.upstream import Upstream
-from pericard.errors import MethodNotAllowed, UnknownRoute
+from pericard.errors import MethodNotAllowed, PericardError, UnknownRoute
+from pericard.pipe import Answer
 
 OPEN = ""  # the permission of a route that needs none
 
@@ -23,9 +25,18 @@ class Call(NamedTuple):
 
     head: Head
     principal: Principal | None
-    read: ReadBody
-    name: str  # the model in the path, or empty
-    version: str  # its version in the path, or empty
+    found: Found
+    read: ReadBody | None = None  # None if the body is there
+
+    @property
+    def name(self) -> str:
+        """The model in the path, or empty."""
+        return self.found.name
+
+    @property
+    def version(self) -> str:
+        """Its version in the path, or empty."""
+        return self.found.version
 
     @property
     def request_id(self) -> str:
@@ -39,19 +50,36 @@ class Call(NamedTuple):
             raise AssertionError("an open route asked for its principal")
         return self.principal
 
+    async def body(self) -> bytes:
+        """The body, at most the limit, within its time; raises ``RequestError``."""
+        if self.read is None:
+            raise AssertionError("a body was read that is there already")
+        return await self.read()
 
+
+class Underway(NamedTuple):
+    """An inference that the engine has: its rows, and what makes a response of them."""
+
+    pending: Pending
+    finish: Callable[[list[Answer | PericardError]], Response]
+
+
+#: Answers a request, and may wait.
 Handler = Callable[[Upstream, Call], Awaitable[Response]]
+#: Makes an inference of a request and its body, and does not wait.
+Begin = Callable[[Upstream, Call, bytes], Underway]
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One route: what it is and what it needs."""
+    """One route: what it is and what it needs; a handler, or what begins an inference."""
 
     method: str
     path: str
     permission: str
-    handler: Handler
+    handler: Handler | None
     summary: str
+    begin: Begin | None = None
     pattern: re.Pattern[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -62,27 +90,32 @@ class Route:
         object.__setattr__(self, "pattern", re.compile(pattern))
 
 
+class Found(NamedTuple):
+    """What a request's method and path say."""
+
+    route: Route
+    name: str = ""
+    version: str = ""
+
+
 class Routes:
     """A table of routes."""
 
     def __init__(self, routes: Sequence[Route]) -> None:
         """Take every route that there is."""
         self._routes = tuple(routes)
-        self._plain = {(route.method, route.path): route for route in routes if "{" not in route.path}
+        self._plain = {(route.method, route.path): Found(route) for route in routes if "{" not in route.path}
         self._others = [route for route in routes if "{" in route.path]
-        self._found: dict[tuple[str, str], tuple[Route, str, str]] = {}
+        self._found: dict[tuple[str, str], Found] = {}
 
-    def match(self, head: Head) -> tuple[Route, str, str]:
+    def match(self, head: Head) -> Found:
         """The route of a request, and the model's name and version in its path.
 
         Raises:
             UnknownRoute, MethodNotAllowed: there is none.
         """
         asked = (head.method, head.path)
-        route = self._plain.get(asked)
-        if route is not None:
-            return route, "", ""
-        found = self._found.get(asked)
+        found = self._plain.get(asked) or self._found.get(asked)
         if found is not None:
             return found
         for route in self._others:
@@ -91,8 +124,8 @@ class Routes:
                 parts = match.groupdict()
                 if len(self._found) >= _MOST_FOUND:
                     self._found.clear()
-                self._found[asked] = (route, parts.get("name") or "", parts.get("version") or "")
-                return self._found[asked]
+                found = self._found[asked] = Found(route, parts.get("name") or "", parts.get("version") or "")
+                return found
         methods = self.methods(head.path)
         if methods:
             raise MethodNotAllowed(f"method: {head.method[:16]} is not for this path", hint=f"use {', '.join(methods)}")

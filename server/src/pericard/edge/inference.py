@@ -2,7 +2,7 @@
 
 Each row is written once, into its place in the region, and asked about on its own: what is wrong with one is its own
 error. A caller that leaves takes its questions with it. What the engine said, it counted and recorded; of every other
-error of a row it is told here, and nowhere else.
+error of a row it is told here, and nowhere else. Nothing here waits: whoever does says what happens then.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -21,7 +22,7 @@ from pericard.auth import Principal
 from pericard.edge.catalog import Model
 from pericard.edge.http import Head
 from pericard.errors import Cancelled, DeadlineExceeded, PericardError
-from pericard.pipe import Answer, Asked, EngineLink, Question
+from pericard.pipe import Answer, EngineLink, Question
 from pericard.pipe.frames import DEFAULT_PRIORITY
 
 Row = tuple[NDArray[np.generic], ...]
@@ -45,6 +46,79 @@ class Terms:
     priority: int = DEFAULT_PRIORITY
 
 
+class Pending:
+    """The rows of one request while the engine has some of them.
+
+    Attributes:
+        answers: an answer or an error for each row, in the rows' order; whole once :meth:`then` calls back.
+    """
+
+    __slots__ = ("_abandon", "_done", "_late", "_left", "_numbers", "answers")
+
+    def __init__(self, abandon: Callable[[int], None], late: Callable[[], PericardError]) -> None:
+        self.answers: list[Answer | PericardError] = []
+        self._abandon = abandon
+        self._late = late
+        self._left = 0
+        self._numbers: list[int] = []
+        self._done: Callable[[], None] | None = None
+
+    def then(self, done: Callable[[], None]) -> None:
+        """Call back once every row has its answer, or the caller left; at once if that is so already."""
+        if self._left > 0:
+            self._done = done
+        else:
+            done()
+
+    async def wait(self) -> list[Answer | PericardError]:
+        """Wait until every row has its answer.
+
+        Raises:
+            Cancelled: the caller left.
+        """
+        if self._left > 0:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._done = partial(_wake, future)
+            try:
+                await future
+            except asyncio.CancelledError:
+                self._done = None
+                self.abandon()
+                raise
+        return self.found()
+
+    def found(self) -> list[Answer | PericardError]:
+        """The answers of every row.
+
+        Raises:
+            Cancelled: the caller left before.
+        """
+        if self._left < 0:
+            raise Cancelled("request: its caller left")
+        return self.answers
+
+    def abandon(self) -> None:
+        """Nobody waits any more."""
+        if self._left > 0:
+            self._left = -1
+            for number in self._numbers:
+                self._abandon(number)
+            if self._done is not None:
+                self._done()
+
+    def asked(self, number: int) -> None:
+        """One more row is under way; :meth:`settle` is told of it."""
+        self._numbers.append(number)
+        self._left += 1
+
+    def settle(self, place: int, found: Answer | PericardError | None) -> None:
+        """One row has its answer, or waited too long."""
+        self.answers[place] = self._late() if found is None else found
+        self._left -= 1
+        if not self._left and self._done is not None:
+            self._done()
+
+
 class Inference:
     """Asks the engine about rows."""
 
@@ -54,59 +128,51 @@ class Inference:
         self._note = note
         self._callers: dict[tuple[str, str], bytes] = {}
 
-    async def ask(
+    def begin(
         self, rows: Sequence[Row | PericardError], model: Model, terms: Terms, *, head: Head, principal: Principal
-    ) -> list[Answer | PericardError]:
-        """Ask about every row that is one; answers and errors in the rows' order.
-
-        Raises:
-            Cancelled: the caller left.
-        """
-        asked: list[Asked | PericardError] = []
+    ) -> Pending:
+        """Ask about every row that is one; if the caller leaves, nobody waits any more."""
+        link = self._link
+        pending = Pending(link.abandon, partial(self._late, terms.seconds, head, principal))
         request_id, trace = head.request_id().encode("ascii"), trace_of(head)
         caller = self._caller(principal, head.address)
         # the engine's clock starts later than ours, and must not end before it
         deadline = math.ceil(terms.seconds * 1000)
-        for row in rows:
+        for place, row in enumerate(rows):
             try:
                 if isinstance(row, PericardError):
                     raise row
-                slot = self._link.reserve(_size(row, model))
+                slot = link.reserve(_size(row, model))
                 try:
                     _write(row, model, slot.view)
                 except BaseException:
-                    self._link.release(slot)
+                    link.release(slot)
                     raise
                 question = Question(
                     slot.offset, slot.size, model.number, deadline, terms.priority, request_id, trace, caller
                 )
-                asked.append(self._link.infer(slot, question, terms.seconds))
+                pending.answers.append(_NOT_YET)
+                pending.asked(link.infer(slot, question, terms.seconds, partial(pending.settle, place)))
             except PericardError as error:
                 self._note(error, head, principal)
-                asked.append(error)
-        answers = await self._answers(asked, head)
-        for one, answer in zip(asked, answers, strict=True):
-            if isinstance(one, Asked) and isinstance(answer, DeadlineExceeded):
-                self._note(answer, head, principal)  # our clock: to the engine, its caller left
-        return answers
+                pending.answers[place:] = [error]
+        head.gone.then(pending.abandon)
+        return pending
 
-    async def _answers(self, asked: list[Asked | PericardError], head: Head) -> list[Answer | PericardError]:
-        """Wait for all of them; whoever leaves before takes them along."""
-        head.gone.then(lambda: self._abandon(asked))
-        try:
-            return [one if isinstance(one, PericardError) else await _answer(one) for one in asked]
-        except asyncio.CancelledError:
-            if head.gone.happened:  # and all of them were abandoned with it
-                raise Cancelled("request: its caller left") from None
-            self._abandon(asked)
-            raise
+    async def ask(
+        self, rows: Sequence[Row | PericardError], model: Model, terms: Terms, *, head: Head, principal: Principal
+    ) -> list[Answer | PericardError]:
+        """Ask about every row that is one, and wait; answers and errors in the rows' order.
 
-    def _abandon(self, asked: list[Asked | PericardError]) -> None:
-        for one in asked:
-            if isinstance(one, Asked):
-                if one.future.done() and not one.future.cancelled():
-                    one.future.exception()  # nobody will ask for it
-                self._link.abandon(one)
+        Raises:
+            Cancelled: the caller left.
+        """
+        return await self.begin(rows, model, terms, head=head, principal=principal).wait()
+
+    def _late(self, seconds: float, head: Head, principal: Principal) -> PericardError:
+        error = DeadlineExceeded(f"answer: did not come within {seconds:g} seconds", hint="try again later")
+        self._note(error, head, principal)  # our clock: to the engine, its caller left
+        return error
 
     def _caller(self, principal: Principal, address: str) -> bytes:
         key = (principal.credential, address)
@@ -120,24 +186,31 @@ class Inference:
         return found
 
 
-async def _answer(asked: Asked) -> Answer | PericardError:
-    try:
-        return await asked.future
-    except PericardError as error:
-        return error
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():  # who waited may be on its way out already
+        future.set_result(None)
+
+
+_NOT_YET = PericardError("answer: is not there yet")
 
 
 def _size(row: Row, model: Model) -> int:
+    if len(row) == 1:
+        return row[0].size * model.dtypes[0].itemsize
     return sum(array.size * dtype.itemsize for array, dtype in zip(row, model.dtypes, strict=True))
 
 
 def _write(row: Row, model: Model, view: memoryview) -> None:
     """Put a row's arrays, one after the other, where the engine will read them; numbers take the inputs' types."""
     start = 0
-    with np.errstate(over="ignore"):  # what does not fit a float becomes an infinity, which the engine refuses
-        for array, dtype in zip(row, model.dtypes, strict=True):
-            np.frombuffer(view, dtype, array.size, start)[:] = array.reshape(-1)
-            start += array.size * dtype.itemsize
+    for array, dtype in zip(row, model.dtypes, strict=True):
+        target = np.frombuffer(view, dtype, array.size, start)
+        if array.dtype == dtype:
+            target[:] = array.reshape(-1)
+        else:
+            with np.errstate(over="ignore"):  # what does not fit becomes an infinity, which the engine refuses
+                target[:] = array.reshape(-1)
+        start += target.nbytes
 
 
 def trace_of(head: Head) -> bytes:

@@ -28,6 +28,15 @@ class Limits:
     header_bytes: int = 16 << 10
     items: int = 256
 
+    def check_body(self, size: int) -> None:
+        """Hold what arrived of a body against the limit.
+
+        Raises:
+            RequestTooLarge: it is larger.
+        """
+        if size > self.body_bytes:
+            raise RequestTooLarge(f"body: is larger than {self.body_bytes} bytes", hint="send fewer items at a time")
+
 
 def check_head(head: Head, limits: Limits) -> None:
     """Refuse a head that is too large or announces too much.
@@ -62,10 +71,7 @@ async def read_body(chunks: AsyncIterator[bytes], limits: Limits) -> bytes:
         async with asyncio.timeout(limits.body_seconds):
             async for chunk in chunks:
                 size += len(chunk)
-                if size > limits.body_bytes:
-                    raise RequestTooLarge(
-                        f"body: is larger than {limits.body_bytes} bytes", hint="send fewer items at a time"
-                    )
+                limits.check_body(size)
                 parts.append(chunk)
     except TimeoutError as error:
         raise RequestTimeout(f"body: did not arrive within {limits.body_seconds:g} seconds") from error

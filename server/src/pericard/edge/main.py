@@ -24,8 +24,8 @@ from pericard.auth import TokenFile
 from pericard.edge.answer import Answerer
 from pericard.edge.app import create_app
 from pericard.edge.asgi import RawEntrance
+from pericard.edge.direct import protocol
 from pericard.edge.limits import Limits
-from pericard.edge.protocol import guarded
 from pericard.edge.values import EdgeValues
 from pericard.errors import ConfigError
 from pericard.pipe import EngineLink
@@ -68,7 +68,7 @@ class Edge:
         config = uvicorn.Config(
             RawEntrance(answerer, create_app(answerer, version=values.version)),
             loop="uvloop",
-            http=guarded(limits, connections=values.connections, told=answerer.refused),
+            http=protocol(answerer, connections=values.connections, direct=values.direct),
             ws="none",
             lifespan="off",
             log_config=None,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from pericard.auth import require
 from pericard.edge import encoding, predict, problems, samples
 from pericard.edge.catalog import Model
-from pericard.edge.gate import Call
+from pericard.edge.gate import Call, Underway
 from pericard.edge.http import Response, json_response
 from pericard.edge.inference import Row, Terms
 from pericard.edge.upstream import Upstream
@@ -36,7 +37,7 @@ async def metrics(upstream: Upstream, call: Call) -> Response:
     return Response(200, headers, text)
 
 
-async def score(upstream: Upstream, call: Call) -> Response:
+def score(upstream: Upstream, call: Call, body: bytes) -> Underway:
     """Score one or several strips."""
     headers = call.head.headers
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -45,12 +46,15 @@ async def score(upstream: Upstream, call: Call) -> Response:
             f"content-type: {kind[:60] or 'none'!r} is not accepted here",
             hint=f"send {_JSON}, or samples as {_BYTES}",
         )
-    body = await call.read()
     if "content-encoding" in headers:
         body = encoding.unpack(body, headers, limit=upstream.limits.body_bytes)
     model, rows = _of_json(upstream, call, body) if kind == _JSON else _of_bytes(upstream, call, body)
     terms, runtime = Terms(upstream.limits.answer_seconds), upstream.catalog.runtime
-    answers = await upstream.inference.ask(rows, model, terms, head=call.head, principal=call.known)
+    pending = upstream.inference.begin(rows, model, terms, head=call.head, principal=call.known)
+    return Underway(pending, partial(_scored, call, model, runtime))
+
+
+def _scored(call: Call, model: Model, runtime: str, answers: list[Answer | PericardError]) -> Response:
     if len(answers) == 1 and isinstance(answers[0], PericardError):
         return problems.response(answers[0], request_id=call.request_id)
     return json_response(_value(call, model, runtime, answers), request_id=call.request_id)

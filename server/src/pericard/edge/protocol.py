@@ -89,8 +89,18 @@ class GuardedProtocol(HttpToolsProtocol):
             self._refused = True
             self.transport.abort()
         if not self._refused:
-            super().on_headers_complete()
-            cast("dict[str, object]", self.scope)[ARRIVED] = partial(_arrived, self.cycle)
+            self.enter()
+
+    def enter(self) -> None:
+        """A request that is not refused enters."""
+        super().on_headers_complete()
+        cast("dict[str, object]", self.scope)[ARRIVED] = partial(_arrived, self.cycle)
+
+    def interrupted(self, error: PericardError) -> None:
+        """The body of the request that is being answered broke the rules: its application hears that it ended."""
+        del error  # the application says it in its own words
+        self.cycle.disconnected = True
+        self.cycle.message_event.set()
 
     def on_body(self, body: bytes) -> None:
         """A part of a body; uvicorn would pause the socket several times in a recording of twelve leads."""
@@ -170,21 +180,27 @@ class GuardedProtocol(HttpToolsProtocol):
             self.cycle.keep_alive = False
             self._abort_later()
             return
-        if self._answering():  # the body broke the rules: the application hears that it ended, and tells
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
+        if self._answering():
+            self.interrupted(error)
         else:
             self.told(error, self.client[0] if self.client else "")
         if not self.pipeline:  # or it would stand inside another answer
-            self._write(problems.response(error, request_id=os.urandom(12).hex()))
-        self.loop.call_later(_LINGER_SECONDS, self.transport.abort)
+            self.write(problems.response(error, request_id=os.urandom(12).hex()), last=True)
+        self.linger()
 
-    def _write(self, found: Response) -> None:
-        last = {"content-length": str(len(found.body)), "connection": "close"}
-        lines = [f"{name}: {value}\r\n".encode("latin-1") for name, value in {**found.headers, **last}.items()]
-        self.transport.write(b"".join((STATUS_LINE[found.status], *lines, b"\r\n", found.body)))
+    def write(self, found: Response, *, last: bool, before: bytes = b"") -> None:
+        """Write a whole response; ``last`` says that no other follows, ``before`` are lines that every response has."""
+        lines = "".join([f"{name}: {value}\r\n" for name, value in found.headers.items()]).encode("latin-1")
+        closing = b"connection: close\r\n" if last else b""
+        size = b"content-length: %d\r\n\r\n" % len(found.body)
+        self.transport.write(b"".join((STATUS_LINE[found.status], before, lines, closing, size, found.body)))
+
+    def linger(self) -> None:
+        """End the connection, but not before the peer, which may still send, could read what was written."""
+        self._refused = True
         if self.transport.can_write_eof():
             self.transport.write_eof()
+        self.loop.call_later(_LINGER_SECONDS, self.transport.abort)
 
     def _abort_later(self) -> None:
         """A connection that was closed and whose peer does not read what is left."""
@@ -192,21 +208,9 @@ class GuardedProtocol(HttpToolsProtocol):
 
 
 def _arrived(cycle: RequestResponseCycle) -> bytes | None:
-    """A body that is whole before anybody asked for it; it is given once."""
+    """A body that is whole before anybody asked for it, and not too large; it is given once."""
     if cycle.more_body or cycle.disconnected or cycle.response_started:
         return None
     body, cycle.body = bytes(cycle.body), bytearray()
     cycle.flow.resume_reading()
     return body
-
-
-def guarded(limits: Limits, *, connections: int, told: Told) -> type[asyncio.Protocol]:
-    """The protocol class for a server.
-
-    Args:
-        limits: of one request.
-        connections: that may be open at a time.
-        told: hears of every refusal, with the peer's address.
-    """
-    members = {"limits": limits, "most": connections, "told": staticmethod(told)}
-    return type("Protocol", (GuardedProtocol,), members)

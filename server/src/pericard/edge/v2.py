@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pericard.edge import encoding, oip, predict, problems
-from pericard.edge.gate import Call
+from pericard.edge.catalog import Model
+from pericard.edge.gate import Call, Underway
 from pericard.edge.http import Response, json_response
 from pericard.edge.inference import Terms
 from pericard.edge.upstream import Upstream
@@ -87,42 +89,44 @@ async def statistics(upstream: Upstream, call: Call) -> Response:
 
 async def index(upstream: Upstream, call: Call) -> Response:
     """Every version that the caller may see, and why one is not ready."""
-    only_ready = oip.parse_index(await call.read())
+    only_ready = oip.parse_index(await call.body())
     said, _ = await upstream.ask("index")
     return json_response(oip.index(said["index"], _visible(call), ready=only_ready), request_id=call.request_id)
 
 
 async def load(upstream: Upstream, call: Call) -> Response:
     """Load a model, or the newest version of it."""
-    oip.parse_load(await call.read())
+    oip.parse_load(await call.body())
     return await _operate(upstream, call, "load")
 
 
 async def unload(upstream: Upstream, call: Call) -> Response:
     """Unload a model until it is loaded again."""
-    oip.parse_unload(await call.read())
+    oip.parse_unload(await call.body())
     return await _operate(upstream, call, "unload")
 
 
-async def infer(upstream: Upstream, call: Call) -> Response:
+def infer(upstream: Upstream, call: Call, body: bytes) -> Underway:
     """Score rows by the Open Inference Protocol."""
     head, limits = call.head, upstream.limits
-    body = await call.read()
     if "content-encoding" in head.headers:
         body = encoding.unpack(body, head.headers, limit=limits.body_bytes)
     found = upstream.model(call.name, call.version)
     request = upstream.plans.parse(body, head.headers, found.entry, limit_rows=limits.items)
     predict.check_contract(request.contract, found.name, found.entry)
-    answers = await upstream.inference.ask(
-        request.rows, found, _terms(request, limits.answer_seconds), head=head, principal=call.known
-    )
+    terms = _terms(request, limits.answer_seconds)
+    pending = upstream.inference.begin(request.rows, found, terms, head=head, principal=call.known)
+    return Underway(pending, partial(_inferred, call, found, request))
+
+
+def _inferred(call: Call, model: Model, request: oip.InferRequest, answers: list[Answer | PericardError]) -> Response:
     error = next(filter(None, map(_flaw, answers)), None)
     if error is not None:  # not raised: the engine knows of it
         return problems.response(error, request_id=call.request_id, v2=True)
     good = [answer for answer in answers if isinstance(answer, Answer)]
     rows, parameters = [_answered(answer) for answer in good], _parameters(good[0])
-    headers, text = oip.render(request, rows, found.entry, parameters=parameters)
-    packed, text = encoding.pack(text, head.headers.get("accept-encoding"))
+    headers, text = oip.render(request, rows, model.entry, parameters=parameters)
+    packed, text = encoding.pack(text, call.head.headers.get("accept-encoding"))
     own = {"x-request-id": call.request_id, "cache-control": "no-store"}
     return Response(200, {**headers, **packed, **own}, text)
 

@@ -20,3 +20,4 @@ class EdgeValues(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     certificate: str | None = None
     key: str | None = None
     minimum_version: str = "1.3"
+    direct: bool = True

@@ -5,14 +5,13 @@ limit; whoever breaks the rules loses the connection. Rows lie in the edge's reg
 travel in frames.
 """
 
-from pericard.pipe.edge_end import Answer, Asked, EngineLink
+from pericard.pipe.edge_end import Answer, EngineLink, Told
 from pericard.pipe.engine_end import EdgeLink, error_frame
 from pericard.pipe.frames import Entry, Frame, FrameReader, FrameType, Kind, Meta, Question, encode
 from pericard.pipe.region import Slot, create
 
 __all__ = [
     "Answer",
-    "Asked",
     "EdgeLink",
     "EngineLink",
     "Entry",
@@ -23,6 +22,7 @@ __all__ = [
     "Meta",
     "Question",
     "Slot",
+    "Told",
     "create",
     "encode",
     "error_frame",

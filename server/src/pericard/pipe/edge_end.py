@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import socket
+import time
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 from pericard.errors import DeadlineExceeded, EngineAway, Overloaded, PericardError, PipeError, from_code
 from pericard.pipe.frames import (
@@ -30,6 +31,7 @@ from pericard.pipe.frames import (
 from pericard.pipe.region import Region, Slot
 
 _MAX_UNSENT = 64 << 20
+_LOOK_SECONDS = 0.1
 
 
 class Answer(NamedTuple):
@@ -44,17 +46,19 @@ class Answer(NamedTuple):
         return None if self.entry.kind is Kind.OK else self.entry.data.decode("utf-8", "replace")
 
 
-class Asked(NamedTuple):
-    """A question that is under way."""
-
-    number: int
-    future: asyncio.Future[Answer]
+#: Hears what became of one question, once; None if no answer came in time. It never raises.
+Told = Callable[["Answer | PericardError | None"], None]
 
 
-class _Waiting(NamedTuple):
-    future: asyncio.Future[Any]
-    timer: asyncio.TimerHandle
-    slot: Slot | None
+class _Asked:
+    """A question that is under way: whom to tell, if anybody still waits, and when that ends."""
+
+    __slots__ = ("latest", "slot", "told")
+
+    def __init__(self, told: Told, slot: Slot, latest: float) -> None:
+        self.told: Told | None = told
+        self.slot = slot
+        self.latest = latest
 
 
 class EngineLink:
@@ -75,7 +79,9 @@ class EngineLink:
         self._on_catalog = on_catalog
         self._on_lost = on_lost
         self._numbers = itertools.count(1)
-        self._waiting: dict[int, _Waiting] = {}
+        self._asked: dict[int, _Asked] = {}
+        self._replies: dict[int, asyncio.Future[tuple[Meta, bytes]]] = {}
+        self._clock: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
         self._region: Region | None = None
         self._shared: tuple[bytes, Meta] = (b"", {})
@@ -115,17 +121,17 @@ class EngineLink:
         """Give a place back that was not asked about."""
         slot.region.release(slot)
 
-    def infer(self, slot: Slot, question: Question, seconds: float) -> Asked:
+    def infer(self, slot: Slot, question: Question, seconds: float, told: Told) -> int:
         """Ask about the row in a slot, which is the link's from now on.
 
         Args:
             slot: where the row was written.
             question: its offset and size are the slot's.
-            seconds: how long to wait.
+            seconds: how long to wait, give or take a tenth.
+            told: gets the answer, ``EngineAway``, or what the engine said.
 
         Returns:
-            What was asked: its future gives the answer, or raises ``EngineAway``, ``DeadlineExceeded``, or what the
-            engine said. Whoever waits no more says so by :meth:`abandon`.
+            The question's number, by which whoever waits no more says so: :meth:`abandon`.
 
         Raises:
             EngineAway: there is no engine, or another one than the slot was reserved for.
@@ -140,22 +146,20 @@ class EngineLink:
         except PipeError:
             self.release(slot)
             raise
-        loop = asyncio.get_running_loop()
-        asked = Asked(number, loop.create_future())
-        timer = loop.call_later(seconds, self._late, number, seconds)
-        self._waiting[number] = _Waiting(asked.future, timer, slot)
+        self._asked[number] = _Asked(told, slot, time.monotonic() + seconds)
+        if self._clock is None:
+            self._clock = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look)
         transport.write(frame)
-        return asked
+        return number
 
-    def abandon(self, asked: Asked) -> None:
-        """Tell the engine that nobody waits; nothing happens if it answered."""
-        waiting = self._waiting.get(asked.number)
-        if waiting is None:
+    def abandon(self, number: int) -> None:
+        """Tell the engine that nobody waits; nothing happens if it answered. Nobody is told."""
+        asked = self._asked.get(number)
+        if asked is None:
             return
-        waiting.timer.cancel()
-        waiting.future.cancel()
+        asked.told = None
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(encode(FrameType.CANCEL, asked.number, {}))
+            self._transport.write(encode(FrameType.CANCEL, number, {}))
 
     async def ask(self, name: str, fields: Meta | None = None, *, seconds: float) -> tuple[Meta, bytes]:
         """Ask for anything else; head and body of the reply.
@@ -168,16 +172,18 @@ class EngineLink:
             raise _away()
         if transport.get_write_buffer_size() > _MAX_UNSENT:
             raise Overloaded("engine: does not take requests as fast as they come", hint="try again later")
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[tuple[Meta, bytes]] = loop.create_future()
         number = next(self._numbers)
         frame = encode(FrameType.ASK, number, {**(fields or {}), "ask": name})
-        self._waiting[number] = _Waiting(future, loop.call_later(seconds, self._late, number, seconds), None)
+        future: asyncio.Future[tuple[Meta, bytes]] = asyncio.get_running_loop().create_future()
+        self._replies[number] = future
         transport.write(frame)
         try:
-            return await future
+            async with asyncio.timeout(seconds):
+                return await future
+        except TimeoutError:
+            raise DeadlineExceeded(f"{name}: took longer than {seconds:g} seconds", hint="try again later") from None
         finally:
-            self._forget(number)
+            self._replies.pop(number, None)
 
     def event(self, meta: Meta) -> None:
         """Tell the engine something to count or record; never waits, and is lost while the engine is away."""
@@ -186,25 +192,25 @@ class EngineLink:
 
     # --- what comes back ---------------------------------------------------------------------------------------------
 
-    def _late(self, number: int, seconds: float) -> None:
-        waiting = self._waiting.get(number)
-        if waiting is None or waiting.future.done():
-            return
-        waiting.future.set_exception(
-            DeadlineExceeded(f"answer: did not come within {seconds:g} seconds", hint="try again later")
-        )
-        if waiting.slot is not None:  # the slot waits for the answer all the same
-            self.abandon(Asked(number, waiting.future))
+    def _look(self) -> None:
+        """Tell who waited too long. One clock for all: one for each would cost more than the question."""
+        self._clock = None
+        now = time.monotonic()
+        for number, asked in list(self._asked.items()):
+            told = asked.told
+            if told is not None and asked.latest <= now:
+                self.abandon(number)  # the slot waits for the answer all the same
+                told(None)
+        if self._asked:
+            self._clock = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look)
 
-    def _forget(self, number: int) -> asyncio.Future[Any] | None:
-        """Take what waits under a number, and free what it holds; its future if somebody still waits."""
-        waiting = self._waiting.pop(number, None)
-        if waiting is None:
-            return None
-        waiting.timer.cancel()
-        if waiting.slot is not None:
-            self.release(waiting.slot)
-        return None if waiting.future.done() else waiting.future
+    def _answered(self, number: int, found: Answer | PericardError) -> None:
+        """Free what a question holds, and tell who waits for it, if anybody does."""
+        asked = self._asked.pop(number, None)
+        if asked is not None:
+            asked.slot.region.release(asked.slot)
+            if asked.told is not None:
+                asked.told(found)
 
     def _made(self, transport: asyncio.Transport, region: Region) -> None:
         # here and not after the connect: between the two, the other end may have spoken or gone
@@ -217,23 +223,26 @@ class EngineLink:
                 self._shared = (frame.head, parse_meta(frame.head))
             shared = self._shared[1]
             for entry in entries(frame.body):
-                future = self._forget(entry.request)
-                if future is not None:
-                    future.set_result(Answer(shared, entry))
+                self._answered(entry.request, Answer(shared, entry))
         elif frame.type is FrameType.CATALOG:
             self._heed(frame.meta)
         elif frame.type is FrameType.REPLY:
-            meta = frame.meta  # read first: whoever is forgotten and not answered would wait for ever
-            future = self._forget(frame.request)
-            if future is not None:
-                future.set_result((meta, frame.body))
+            self._replied(frame.request, (frame.meta, frame.body))
         elif frame.type is FrameType.ERROR:
             error = _error(frame.meta)
-            future = self._forget(frame.request)
-            if future is not None:
-                future.set_exception(error)
+            self._replied(frame.request, error)
+            self._answered(frame.request, error)
         else:
             raise PipeError(f"pipe: the engine sent a frame of type {frame.type.name}")
+
+    def _replied(self, number: int, found: tuple[Meta, bytes] | PericardError) -> None:
+        future = self._replies.pop(number, None)
+        if future is None or future.done():
+            return
+        if isinstance(found, PericardError):
+            future.set_exception(found)
+        else:
+            future.set_result(found)
 
     def _heed(self, catalog: Meta) -> None:
         """Rest on a new catalog from now on, and say so: every question before this word rested on an older one."""
@@ -247,10 +256,11 @@ class EngineLink:
         if transport is not self._transport:
             return
         self._transport = self._region = self.catalog = None
-        for number in list(self._waiting):
-            future = self._forget(number)
-            if future is not None:
-                future.set_exception(EngineAway("engine: went away before it answered", hint="try again in a second"))
+        gone = EngineAway("engine: went away before it answered", hint="try again in a second")
+        for number in list(self._replies):
+            self._replied(number, gone)
+        for number in list(self._asked):
+            self._answered(number, gone)
         if self._on_lost is not None:
             self._on_lost()
 

@@ -64,6 +64,11 @@ class _Convolution:
         return self.node.target is _aten.conv_transpose1d.default or bool(self.values.get("transposed", False))
 
     @property
+    def laid(self) -> bool:
+        """Whether its weights are as they shall be: no norm to take in, and one channel beside which none can lie."""
+        return self.norm is None and not self.transposed and self.weight.shape[1] == 1 and self.weight.is_contiguous()
+
+    @property
     def channels(self) -> int:
         return self.weight.shape[1] * int(self.values["groups"]) if self.transposed else self.weight.shape[0]
 
@@ -148,8 +153,9 @@ def _take_norm(one: _Convolution, held: dict[torch.fx.Node, torch.Tensor | None]
 
 
 def _size(one: _Convolution) -> int:
-    """Bytes for its weights and a bias, each aligned."""
-    return sum(-(-4 * count // _ALIGNED) * _ALIGNED for count in (one.weight.numel(), one.channels))
+    """Bytes for its weights, if they change, and a bias, each aligned."""
+    counts = (0 if one.laid else one.weight.numel(), one.channels)
+    return sum(-(-4 * count // _ALIGNED) * _ALIGNED for count in counts)
 
 
 def _replace(
@@ -174,9 +180,14 @@ def _replace(
 
 def _written(one: _Convolution, room: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Its weights and bias with the norm in them, computed in double precision, in private memory."""
-    weight, bias = one.weight.double(), torch.zeros(one.channels, dtype=torch.float64)
-    if one.bias is not None:
-        bias = one.bias.double()
+    bias = torch.zeros(one.channels, dtype=torch.float64) if one.bias is None else one.bias.double()
+    start = len(room) - (-(-4 * one.channels // _ALIGNED) * _ALIGNED)
+    shift = room[start : start + 4 * one.channels].view(torch.float32)
+    if one.laid:  # a second copy of what does not change is one too many
+        shift.copy_(bias)
+        count, _, time = one.weight.shape
+        return one.weight.as_strided((count, 1, 1, time), (time, 1, time, 1)), shift
+    weight = one.weight.double()
     if one.scale is not None and one.shift is not None:
         weight.mul_(one.scale.reshape(1, -1, 1) if one.transposed else one.scale.reshape(-1, 1, 1))
         bias = bias * one.scale + one.shift
@@ -188,8 +199,6 @@ def _written(one: _Convolution, room: torch.Tensor) -> tuple[torch.Tensor, torch
         kept, weight = kept.view(shape[0], 1, shape[2], shape[1]).permute(0, 3, 1, 2), weight.unsqueeze(2)
     kept.copy_(weight)
     weight.zero_()  # this copy was in memory that is not private
-    start = len(room) - (-(-4 * one.channels // _ALIGNED) * _ALIGNED)
-    shift = room[start : start + 4 * one.channels].view(torch.float32)
     shift.copy_(bias)
     return kept, shift
 
