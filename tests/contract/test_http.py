@@ -648,13 +648,15 @@ def test_errors_that_pass_have_a_retry_time() -> None:
         assert headers["retry-after"] == seconds
 
 
+@pytest.mark.parametrize("place", ["quick.Reader.read", "predict.Said.text"])  # before the engine, and behind it
 def test_a_mistake_of_ours_says_nothing_and_is_logged_without_data(
-    wide: Door, keys: Keys, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, entrance: Entrance
-) -> None:
+    wide: Door, keys: Keys, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, entrance: Entrance,
+    place: str,
+) -> None:  # fmt: skip
     def broken(*_: object, **__: object) -> None:
         raise ValueError("patient Jane Doe at /var/lib/secret")
 
-    monkeypatch.setattr("pericard.edge.predict.check_contract", broken)
+    monkeypatch.setattr(f"pericard.edge.{place}", broken)
     with caplog.at_level(logging.DEBUG):
         reply = predict(entrance, keys, predict_body(GOOD))
 

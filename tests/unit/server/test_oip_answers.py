@@ -25,7 +25,7 @@ def two_rows(**asked: Any) -> oip.InferRequest:
 
 def answers(*columns: np.ndarray) -> list[Answered]:
     return [
-        Answered(b"".join(column[row].tobytes() for column in columns), index=10 + row)
+        Answered(b"".join(column[row].tobytes() for column in columns), log_index=10 + row)
         for row in range(len(columns[0]))
     ]
 

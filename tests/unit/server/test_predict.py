@@ -281,7 +281,7 @@ def test_outputs_are_cut_in_order_and_shape() -> None:
     ]
     body = np.float32(0.5).tobytes() + np.arange(4, dtype="int16").tobytes() + b"\x01"
 
-    found = predict.prediction(answer(body), served(outputs))
+    found = json.loads(predict.prediction(answer(body), served(outputs)))
 
     assert (found["status"], found["outputs"]) == ("ok", {"score": 0.5, "map": [[0, 1], [2, 3]], "flag": [True]})
     assert found["receipt"] == {"log": "log-1", "index": 9, "leaf": "6c" * 32, "opening_key": "6b" * 32}
@@ -293,7 +293,8 @@ def test_outputs_are_cut_in_order_and_shape() -> None:
 def test_a_strip_that_was_not_interpretable_has_a_receipt_and_no_outputs() -> None:
     outputs = [{"name": "score", "dtype": "float32", "shape": [-1]}]
 
-    found = predict.prediction(answer("flat, wie ein Brett: –".encode(), Kind.NOT_INTERPRETABLE), served(outputs))
+    flat = answer("flat, wie ein Brett: –".encode(), Kind.NOT_INTERPRETABLE)
+    found = json.loads(predict.prediction(flat, served(outputs)))
 
     assert found["error"] == {"code": "not-interpretable", "detail": "flat, wie ein Brett: –"}
     assert (found["status"], found["receipt"]["index"], "outputs" in found) == ("not_interpretable", 9, False)

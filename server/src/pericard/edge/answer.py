@@ -120,7 +120,7 @@ class Answerer:
         if route.permission != OPEN:
             require(call.known, route.permission, name or None)
 
-    def begin(self, call: Call, body: bytes, reply: Reply) -> None:
+    def begin(self, call: Call, body: bytes | memoryview, reply: Reply) -> None:
         """Answer an inference that was let in and whose body is there; never raises, and does not wait.
 
         Args:
@@ -135,7 +135,7 @@ class Answerer:
         else:
             underway.pending.then(partial(self._finish, call, underway, reply))
 
-    def _begin(self, call: Call, body: bytes) -> Underway:
+    def _begin(self, call: Call, body: bytes | memoryview) -> Underway:
         begin = call.found.route.begin
         if begin is None:
             raise AssertionError("a route has neither a handler nor a beginning")
@@ -156,7 +156,7 @@ class Answerer:
             error = PericardError("answer: failed")
         if not isinstance(error, Cancelled):  # the engine knows, and nobody reads this
             self.upstream.note(error, head, None if call is None else call.principal)
-        response = problems.response(error, request_id=head.request_id(), v2=head.path.startswith("/v2"))
+        response = problems.response(error, request_id=head.request_id, v2=head.path.startswith("/v2"))
         if isinstance(error, MethodNotAllowed):
             allow = ", ".join(self._routes.methods(head.path))
             return replace(response, headers={**response.headers, "allow": allow})

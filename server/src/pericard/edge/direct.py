@@ -27,6 +27,7 @@ from pericard.errors import MalformedRequest, PericardError, RequestTimeout
 _END = b"\r\n\r\n"
 _LONGEST_HEAD = 2048
 _MOST_HEADS = 4096
+_LARGE = 16 << 10  # from here on, a copy costs more than a view
 _OK = 200
 
 
@@ -69,7 +70,7 @@ class _Exchange:
     def __init__(self, head: Head, *, keep_alive: bool) -> None:
         self.head = head
         self.call: Call | None = None
-        self.parts: list[bytes] = []
+        self.parts: list[bytes | memoryview] = []
         self.size = 0
         self.learnt: bytes | None = None
         self.keep_alive = keep_alive
@@ -77,12 +78,12 @@ class _Exchange:
         self.disconnected = self.response_complete = False
         self.message_event = _NOBODY
 
-    def add(self, part: bytes) -> None:
+    def add(self, part: bytes | memoryview) -> None:
         """A part of the body."""
         self.parts.append(part)
         self.size += len(part)
 
-    def body(self) -> bytes:
+    def body(self) -> bytes | memoryview:
         """The parts in one; they are let go of."""
         parts, self.parts = self.parts, []
         return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -195,16 +196,16 @@ class DirectProtocol(GuardedProtocol):
         self._in_head = False
         if len(data) - end < known.length:
             self._await_body()
-        self._collect(data[end:])
+        self._collect(memoryview(data)[end:] if known.length > _LARGE else data[end:])
         return True
 
-    def _collect(self, data: bytes) -> None:
+    def _collect(self, data: bytes | memoryview) -> None:
         """A part of the body behind a known head, and perhaps the beginning of what follows."""
         exchange, rest = self._open, b""
         if exchange is None:
             raise AssertionError("a body belongs to no request")
         if len(data) > self._missing:
-            data, rest = data[: self._missing], data[self._missing :]
+            data, rest = data[: self._missing], bytes(data[self._missing :])
         self._missing -= len(data)
         exchange.add(data)
         if not self._missing:

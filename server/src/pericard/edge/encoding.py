@@ -22,7 +22,7 @@ _MOST_CHOICES = 16
 _CHOICE = re.compile(r"\s*([a-z0-9*_-]{1,16})\s*(?:;\s*q\s*=\s*(0(?:\.\d{0,3})?|1(?:\.0{0,3})?)\s*)?")
 
 
-def unpack(body: bytes, headers: Mapping[str, str], *, limit: int) -> bytes:
+def unpack(body: bytes | memoryview, headers: Mapping[str, str], *, limit: int) -> bytes | memoryview:
     """A request's body as it was before its ``Content-Encoding``.
 
     Args:

@@ -41,7 +41,7 @@ class Call(NamedTuple):
     @property
     def request_id(self) -> str:
         """What names the request."""
-        return self.head.request_id()
+        return self.head.request_id
 
     @property
     def known(self) -> Principal:
@@ -67,7 +67,7 @@ class Underway(NamedTuple):
 #: Answers a request, and may wait.
 Handler = Callable[[Upstream, Call], Awaitable[Response]]
 #: Makes an inference of a request and its body, and does not wait.
-Begin = Callable[[Upstream, Call, bytes], Underway]
+Begin = Callable[[Upstream, Call, bytes | memoryview], Underway]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Awaitable, Callable, Mapping
@@ -10,6 +11,8 @@ from dataclasses import dataclass, field
 import msgspec
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_OURS = os.urandom(8).hex()  # a process's requests are numbered, and no other process has these names
+_numbers = itertools.count(1)
 
 
 class Gone:
@@ -46,6 +49,7 @@ class Head:
         headers: lower-case names; a header that came twice is joined with ``", "``.
         address: of the peer.
         gone: hears of it when the caller leaves.
+        request_id: what names the request.
     """
 
     method: str
@@ -53,14 +57,13 @@ class Head:
     headers: Mapping[str, str]
     address: str
     gone: Gone = field(default_factory=Gone)
-    _request_id: str = ""
+    request_id: str = field(init=False)
 
-    def request_id(self) -> str:
-        """The caller's ``X-Request-Id`` if it is well formed, else a new one."""
-        if not self._request_id:
-            given = self.headers.get("x-request-id", "")
-            self._request_id = given if _REQUEST_ID.fullmatch(given) else os.urandom(12).hex()
-        return self._request_id
+    def __post_init__(self) -> None:
+        """Take the caller's ``X-Request-Id`` if it is well formed, else make a new name for the request."""
+        given = self.headers.get("x-request-id")
+        named = given is not None and _REQUEST_ID.fullmatch(given)
+        self.request_id = given if given is not None and named else f"{_OURS}{next(_numbers):08x}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,11 @@ class Response:
 ReadBody = Callable[[], Awaitable[bytes]]
 
 
+def json_headers(request_id: str) -> dict[str, str]:
+    """The headers of a JSON response."""
+    return {"content-type": "application/json", "x-request-id": request_id, "cache-control": "no-store"}
+
+
 def json_response(value: object, *, request_id: str, status: int = 200) -> Response:
     """A JSON response."""
-    headers = {"content-type": "application/json", "x-request-id": request_id, "cache-control": "no-store"}
-    return Response(status, headers, msgspec.json.encode(value))
+    return Response(status, json_headers(request_id), msgspec.json.encode(value))

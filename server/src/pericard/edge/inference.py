@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,9 @@ from pericard.edge.http import Head
 from pericard.errors import Cancelled, DeadlineExceeded, PericardError
 from pericard.pipe import Answer, EngineLink, Question
 from pericard.pipe.frames import DEFAULT_PRIORITY
+
+# what does not fit a float becomes an infinity, which the engine refuses; to tell numpy so each time costs as much as a row
+warnings.filterwarnings("ignore", "overflow encountered in cast", RuntimeWarning)
 
 Row = tuple[NDArray[np.generic], ...]
 Note = Callable[[PericardError, Head, Principal], None]
@@ -134,7 +138,7 @@ class Inference:
         """Ask about every row that is one; if the caller leaves, nobody waits any more."""
         link = self._link
         pending = Pending(link.abandon, partial(self._late, terms.seconds, head, principal))
-        request_id, trace = head.request_id().encode("ascii"), trace_of(head)
+        request_id, trace = head.request_id.encode("ascii"), trace_of(head)
         caller = self._caller(principal, head.address)
         # the engine's clock starts later than ours, and must not end before it
         deadline = math.ceil(terms.seconds * 1000)
@@ -205,11 +209,7 @@ def _write(row: Row, model: Model, view: memoryview) -> None:
     start = 0
     for array, dtype in zip(row, model.dtypes, strict=True):
         target = np.frombuffer(view, dtype, array.size, start)
-        if array.dtype == dtype:
-            target[:] = array.reshape(-1)
-        else:
-            with np.errstate(over="ignore"):  # what does not fit becomes an infinity, which the engine refuses
-                target[:] = array.reshape(-1)
+        target[:] = array.reshape(-1)
         start += target.nbytes
 
 

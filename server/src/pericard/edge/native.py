@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 from pericard.auth import require
 from pericard.edge import encoding, predict, problems, samples
 from pericard.edge.catalog import Model
 from pericard.edge.gate import Call, Underway
-from pericard.edge.http import Response, json_response
-from pericard.edge.inference import Row, Terms
+from pericard.edge.http import Response, json_headers, json_response
+from pericard.edge.inference import Row
 from pericard.edge.upstream import Upstream
 from pericard.errors import PericardError, UnsupportedMedia
 from pericard.pipe import Answer
@@ -37,7 +36,7 @@ async def metrics(upstream: Upstream, call: Call) -> Response:
     return Response(200, headers, text)
 
 
-def score(upstream: Upstream, call: Call, body: bytes) -> Underway:
+def score(upstream: Upstream, call: Call, body: bytes | memoryview) -> Underway:
     """Score one or several strips."""
     headers = call.head.headers
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -48,25 +47,34 @@ def score(upstream: Upstream, call: Call, body: bytes) -> Underway:
         )
     if "content-encoding" in headers:
         body = encoding.unpack(body, headers, limit=upstream.limits.body_bytes)
-    model, rows = _of_json(upstream, call, body) if kind == _JSON else _of_bytes(upstream, call, body)
-    terms, runtime = Terms(upstream.limits.answer_seconds), upstream.catalog.runtime
-    pending = upstream.inference.begin(rows, model, terms, head=call.head, principal=call.known)
-    return Underway(pending, partial(_scored, call, model, runtime))
+    model, rows = _of_json(upstream, call, bytes(body)) if kind == _JSON else _of_bytes(upstream, call, body)
+    runtime = upstream.catalog.runtime
+    pending = upstream.inference.begin(rows, model, upstream.terms, head=call.head, principal=call.known)
+    return Underway(pending, partial(_scored, upstream.said, call, model, runtime))
 
 
-def _scored(call: Call, model: Model, runtime: str, answers: list[Answer | PericardError]) -> Response:
+def _scored(
+    said: predict.Said, call: Call, model: Model, runtime: str, answers: list[Answer | PericardError]
+) -> Response:
     if len(answers) == 1 and isinstance(answers[0], PericardError):
         return problems.response(answers[0], request_id=call.request_id)
-    return json_response(_value(call, model, runtime, answers), request_id=call.request_id)
+    shared = next((answer.shared for answer in answers if isinstance(answer, Answer)), None)
+    if shared is None:  # without a single good row, what was known when they were asked about
+        shared = {"model": model.entry["identity"], "runtime": runtime, "licence": model.entry["licence"]}
+    text = predict.body(said.text(shared), call.request_id, answers, model)
+    return Response(200, json_headers(call.request_id), text)
 
 
 def _of_json(upstream: Upstream, call: Call, body: bytes) -> tuple[Model, list[Row | PericardError]]:
     """Model and strips of a JSON body: the quick way if it is as it should be, else the careful one."""
     quick = upstream.reader.read(body)
     if quick is not None:
-        model = _meant(upstream, call, quick.model, quick.version)
-        predict.only_input(model.name, model.entry)
-        predict.check_contract(quick, model.name, model.entry)
+        frame = quick.frame
+        model = _meant(upstream, call, frame.fields.model, frame.fields.version)
+        if frame.agreed is not model:
+            predict.only_input(model.name, model.entry)
+            predict.check_contract(frame.fields, model.name, model.entry)
+            frame.agreed = model
         found = quick.rows(model.entry, limit=upstream.limits.items)
         if found is not None:
             return model, list(found)
@@ -76,7 +84,7 @@ def _of_json(upstream: Upstream, call: Call, body: bytes) -> tuple[Model, list[R
     return model, predict.rows(request, model.name, model.entry, limit=upstream.limits.items)
 
 
-def _of_bytes(upstream: Upstream, call: Call, body: bytes) -> tuple[Model, list[Row | PericardError]]:
+def _of_bytes(upstream: Upstream, call: Call, body: bytes | memoryview) -> tuple[Model, list[Row | PericardError]]:
     """Model and strips of a body of samples, which headers describe."""
     sent = samples.described(call.head.headers)
     model = _meant(upstream, call, sent.model, sent.version)
@@ -90,18 +98,3 @@ def _meant(upstream: Upstream, call: Call, name: str | None, version: str | None
     meant = upstream.only_model(call.known) if name is None else name
     require(call.known, "predict", meant[:64])
     return upstream.model(meant, version or "")
-
-
-def _value(call: Call, model: Model, runtime: str, answers: list[Answer | PericardError]) -> dict[str, Any]:
-    """The body of an answer; without a single good row it says what was known when they were asked about."""
-    first = next((answer.shared for answer in answers if isinstance(answer, Answer)), None)
-    return {
-        "model": first["model"] if first else model.entry["identity"],
-        "runtime": first["runtime"] if first else runtime,
-        "licence": first["licence"] if first else model.entry["licence"],
-        "request_id": call.request_id,
-        "predictions": [
-            predict.failure(answer) if isinstance(answer, PericardError) else predict.prediction(answer, model)
-            for answer in answers
-        ],
-    }

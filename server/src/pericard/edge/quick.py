@@ -7,9 +7,11 @@ unknown or stands twice, another shape, a value that is no number) gives None, a
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 from functools import cache
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import simdjson
@@ -25,6 +27,37 @@ _MOST_LEADS = 64
 _MARK = b"\xef\xbb\xbf"
 _LARGE = 32 << 10
 _OPENING = ord("[")
+_INPUTS = b'"inputs"'
+_LONGEST_FRAME = 1024
+_MOST_SUFFIXES = 4
+_MOST_FRAMES = 1024
+
+
+class Fields(NamedTuple):
+    """What a body says beside its numbers."""
+
+    model: str | None = None
+    version: str | None = None
+    sampling_rate: float | None = None
+    unit: str | None = None
+    leads: tuple[str, ...] | None = None
+
+
+class Frame:
+    """The text around the numbers of a body that was read before.
+
+    Attributes:
+        suffix: what stands behind them.
+        fields: what it says; the same for every body with this text.
+        agreed: the model whose contract it was held against.
+    """
+
+    __slots__ = ("agreed", "fields", "suffix")
+
+    def __init__(self, suffix: bytes, fields: Fields) -> None:
+        self.suffix = suffix
+        self.fields = fields
+        self.agreed: object = None
 
 
 class Reader:
@@ -32,68 +65,115 @@ class Reader:
 
     def __init__(self) -> None:
         self._parser = simdjson.Parser()
+        self._frames: dict[bytes, list[Frame]] = {}
 
     def read(self, body: bytes) -> Quick | None:
         """The fields of a body, and its numbers on request; None if anything about it is unusual.
 
         What was returned must be let go of before the next call.
         """
-        try:
-            found = self._parser.parse(body)
-        except RuntimeError:  # the last one is still held, by a traceback perhaps
-            self._parser = simdjson.Parser()
-            return None
-        except ValueError:
-            return None
+        known = self._known(body)
+        if known is not None:
+            return known
+        found = self._parsed(body)
         if not isinstance(found, simdjson.Object) or body.startswith(_MARK):
             return None
         names = list(found.keys())
         if len(set(names)) != len(names) or not _FIELDS.issuperset(names) or "inputs" not in names:
             return None
-        quick = Quick(found, names, _lists(body))
-        return quick if quick.regular else None
+        given = {name: found[name] for name in names}
+        fields, brackets = _fields(given), _lists(body)
+        if fields is None or type(given["inputs"]) is not simdjson.Array:
+            return None
+        inside = brackets - (given.get("leads") is not None)
+        return Quick(given["inputs"], inside, self._remember(body, names, fields))
+
+    def _known(self, body: bytes) -> Quick | None:
+        """A body whose text around the numbers is known; what is in its place must be one list of numbers."""
+        start = _start(body)
+        for frame in self._frames.get(body[:start], ()):
+            if body.endswith(frame.suffix):
+                numbers = body[start : len(body) - len(frame.suffix)]
+                found = self._parsed(numbers)
+                return Quick(found, _lists(numbers), frame) if type(found) is simdjson.Array else None
+        return None
+
+    def _remember(self, body: bytes, names: list[str], fields: Fields) -> Frame:
+        """Keep the text around a body's numbers, if without them it says the same: so says a parser that sees all."""
+        start = _start(body)
+        quote = body.find(b'"', start)  # numbers have none
+        end = body.rfind(b"]", start, quote if quote >= 0 else len(body)) + 1
+        frame = Frame(body[end:], fields)
+        kept = self._frames.setdefault(body[:start], [])
+        if 0 < start < _LONGEST_FRAME and 0 < len(body) - end < _LONGEST_FRAME and len(kept) < _MOST_SUFFIXES:
+            with contextlib.suppress(ValueError):
+                pairs = json.loads(body[:start] + b"null" + body[end:], object_pairs_hook=list)
+                if [name for name, _ in pairs] == names and dict(pairs)["inputs"] is None:
+                    kept.append(frame)
+        if not kept:
+            del self._frames[body[:start]]
+        elif len(self._frames) > _MOST_FRAMES:
+            self._frames.clear()
+        return frame
+
+    def _parsed(self, text: bytes) -> object:
+        try:
+            return self._parser.parse(text)
+        except RuntimeError:  # the last one is still held, by a traceback perhaps
+            self._parser = simdjson.Parser()
+        except ValueError:
+            pass
+        return None
+
+
+def _start(body: bytes) -> int:
+    """Where the numbers begin, in a body that writes its fields as most do; 0 in any other."""
+    name = body.find(_INPUTS)
+    return max(0, body.find(b"[", name)) if name >= 0 else 0
+
+
+def _fields(given: dict[str, Any]) -> Fields | None:
+    """The fields, if each is of its type."""
+    model, version, unit = given.get("model"), given.get("version"), given.get("unit")
+    rate, leads = given.get("sampling_rate"), given.get("leads")
+    texts = all(value is None or _is_short(value) for value in (model, version, unit))
+    if not texts or (rate is not None and type(rate) not in {int, float}):
+        return None
+    if leads is None:
+        return Fields(model, version, rate, unit)
+    if type(leads) is not simdjson.Array or len(leads) > _MOST_LEADS:
+        return None
+    listed = leads.as_list()
+    named = tuple(lead for lead in listed if _is_short(lead))
+    return Fields(model, version, rate, unit, named) if len(named) == len(listed) else None
 
 
 class Quick:
     """A body whose fields are what they should be.
 
     Attributes:
-        regular: whether they are; everything else rests on it.
+        frame: the text around its numbers, and what that says.
     """
 
-    def __init__(self, found: Any, names: list[str], brackets: int) -> None:  # noqa: ANN401  (a package without types)
-        given = {name: found[name] for name in names}
-        self.model: str | None = given.get("model")
-        self.version: str | None = given.get("version")
-        self.unit: str | None = given.get("unit")
-        rate, leads = given.get("sampling_rate"), given.get("leads")
-        self.sampling_rate: float | None = rate
-        self.leads: tuple[str, ...] | None = None
-        self._inputs = given["inputs"]
+    __slots__ = ("_brackets", "_inputs", "frame")
+
+    def __init__(self, inputs: Any, brackets: int, frame: Frame) -> None:  # noqa: ANN401  (a package without types)
+        self._inputs = inputs
         self._brackets = brackets
-        texts = all(value is None or _is_short(value) for value in (self.model, self.version, self.unit))
-        self.regular = texts and (rate is None or type(rate) in {int, float}) and type(self._inputs) is simdjson.Array
-        if self.regular and leads is not None:
-            if type(leads) is not simdjson.Array or len(leads) > _MOST_LEADS:
-                self.regular = False
-                return
-            self._brackets -= 1
-            listed = leads.as_list()
-            self.leads = tuple(lead for lead in listed if _is_short(lead))
-            self.regular = len(self.leads) == len(listed)
+        self.frame = frame
 
     def rows(self, model: Entry, *, limit: int) -> list[Row] | None:
         """The strips of a model with one input; None if they are not regular lists of numbers of its shape."""
         spec = model["inputs"][0]
         shape: list[int] = spec["shape"][1:]
-        if self._brackets > 1 + limit * sum(math.prod(shape[:depth]) for depth in range(len(shape))):
+        if self._brackets > 1 + limit * _lists_of(tuple(shape)):
             return None  # before anybody walks through a flood of lists
-        array = self._array(shape, np.dtype(spec["dtype"]), limit)
+        array = self._array(tuple(shape), _dtype(spec["dtype"]), limit)
         return None if array is None else [(row,) for row in array]
 
-    def _array(self, shape: list[int], dtype: np.dtype[np.generic], limit: int) -> NDArray[np.generic] | None:
+    def _array(self, shape: tuple[int, ...], dtype: np.dtype[np.generic], limit: int) -> NDArray[np.generic] | None:
         kind = _KINDS.get(dtype.kind)
-        if kind is None or not any(self._fits(form) for form in _forms(tuple(shape), self._depth())):
+        if kind is None or not any(map(self._fits, _forms(shape, self._depth()))):
             return None
         try:
             numbers = np.frombuffer(self._inputs.as_buffer(of_type=kind), f"{'f' if kind == 'd' else kind}8")
@@ -137,6 +217,15 @@ def _lists(body: bytes) -> int:
 
 def _is_short(value: object) -> TypeGuard[str]:
     return type(value) is str and len(value) <= _LONGEST_TEXT
+
+
+_dtype = cache(np.dtype)
+
+
+@cache
+def _lists_of(shape: tuple[int, ...]) -> int:
+    """How many lists one strip may take."""
+    return sum(math.prod(shape[:depth]) for depth in range(len(shape)))
 
 
 @cache

@@ -85,7 +85,9 @@ def from_base64(raw: bytes) -> bytes:
         raise MalformedRequest("inputs: is text that is not base64") from error
 
 
-def rows(data: bytes, dtype: str | None, gain: float | None, spec: Mapping[str, Any], *, limit: int) -> list[Row]:
+def rows(
+    data: bytes | memoryview, dtype: str | None, gain: float | None, spec: Mapping[str, Any], *, limit: int
+) -> list[Row]:
     """Cut bytes into strips of a model's one input.
 
     Args:

@@ -7,9 +7,10 @@ from typing import Any
 from pericard.auth import Principal
 from pericard.edge.catalog import Catalog, Model
 from pericard.edge.http import Head
-from pericard.edge.inference import Inference
+from pericard.edge.inference import Inference, Terms
 from pericard.edge.limits import Limits
-from pericard.edge.oip import Plans
+from pericard.edge.oip import Parameters, Plans
+from pericard.edge.predict import Said
 from pericard.edge.quick import Reader
 from pericard.errors import EngineAway, MalformedRequest, PericardError
 from pericard.pipe import EngineLink, Meta
@@ -22,8 +23,11 @@ class Upstream:
         limits: of one request.
         version: of the daemon.
         inference: asks about rows.
+        terms: of a request that asks for no other.
         reader: reads JSON bodies.
+        said: writes them.
         plans: reads requests of the Open Inference Protocol.
+        parameters: of its answers.
     """
 
     def __init__(self, link: EngineLink, limits: Limits, *, version: str) -> None:
@@ -32,8 +36,11 @@ class Upstream:
         self.limits = limits
         self.version = version
         self.inference = Inference(link, self.note)
+        self.terms = Terms(limits.answer_seconds)
         self.reader = Reader()
+        self.said = Said()
         self.plans = Plans()
+        self.parameters = Parameters()
         self._catalog: Catalog | None = None
 
     @property
@@ -86,7 +93,7 @@ class Upstream:
         """Tell the engine of a refusal that it does not know of; nobody waits for it."""
         event = {"event": "refused", "code": error.code, "address": head.address}
         if principal is not None:
-            event |= {"principal": principal.name, "credential": principal.credential, "request": head.request_id()}
+            event |= {"principal": principal.name, "credential": principal.credential, "request": head.request_id}
         self._link.event(event)
 
     def refused(self, error: PericardError, address: str) -> None:

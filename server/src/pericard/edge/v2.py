@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,16 +17,6 @@ from pericard.pipe import Answer
 from pericard.pipe.frames import DEFAULT_PRIORITY
 
 _LOAD_SECONDS = 900.0  # a model is read, decrypted and asked its known questions
-
-
-@dataclass(frozen=True, slots=True)
-class _RowAnswer:
-    """One row's answer as ``oip.render`` takes it."""
-
-    body: bytes
-    index: int
-    leaf: str
-    opening_key: str
 
 
 async def live(upstream: Upstream, call: Call) -> Response:
@@ -106,7 +95,7 @@ async def unload(upstream: Upstream, call: Call) -> Response:
     return await _operate(upstream, call, "unload")
 
 
-def infer(upstream: Upstream, call: Call, body: bytes) -> Underway:
+def infer(upstream: Upstream, call: Call, body: bytes | memoryview) -> Underway:
     """Score rows by the Open Inference Protocol."""
     head, limits = call.head, upstream.limits
     if "content-encoding" in head.headers:
@@ -116,19 +105,25 @@ def infer(upstream: Upstream, call: Call, body: bytes) -> Underway:
     predict.check_contract(request.contract, found.name, found.entry)
     terms = _terms(request, limits.answer_seconds)
     pending = upstream.inference.begin(request.rows, found, terms, head=head, principal=call.known)
-    return Underway(pending, partial(_inferred, call, found, request))
+    return Underway(pending, partial(_inferred, upstream, call, found, request))
 
 
-def _inferred(call: Call, model: Model, request: oip.InferRequest, answers: list[Answer | PericardError]) -> Response:
-    error = next(filter(None, map(_flaw, answers)), None)
-    if error is not None:  # not raised: the engine knows of it
-        return problems.response(error, request_id=call.request_id, v2=True)
+def _inferred(
+    upstream: Upstream, call: Call, model: Model, request: oip.InferRequest, answers: list[Answer | PericardError]
+) -> Response:
+    for answer in answers:
+        error = _flaw(answer)
+        if error is not None:  # not raised: the engine knows of it
+            return problems.response(error, request_id=call.request_id, v2=True)
     good = [answer for answer in answers if isinstance(answer, Answer)]
-    rows, parameters = [_answered(answer) for answer in good], _parameters(good[0])
-    headers, text = oip.render(request, rows, model.entry, parameters=parameters)
-    packed, text = encoding.pack(text, call.head.headers.get("accept-encoding"))
-    own = {"x-request-id": call.request_id, "cache-control": "no-store"}
-    return Response(200, {**headers, **packed, **own}, text)
+    parameters = upstream.parameters.of(good[0].shared)
+    headers, text = oip.render(request, [answer.entry for answer in good], model.entry, parameters=parameters)
+    accept = call.head.headers.get("accept-encoding")
+    if accept is not None:
+        packed, text = encoding.pack(text, accept)
+        headers |= packed
+    headers["x-request-id"], headers["cache-control"] = call.request_id, "no-store"
+    return Response(200, headers, text)
 
 
 def _terms(request: oip.InferRequest, most: float) -> Terms:
@@ -141,22 +136,6 @@ def _flaw(answer: Answer | PericardError) -> PericardError | None:
     if isinstance(answer, PericardError):
         return answer
     return None if answer.flaw is None else NotInterpretable(answer.flaw)
-
-
-def _answered(answer: Answer) -> _RowAnswer:
-    entry = answer.entry
-    return _RowAnswer(entry.data, entry.log_index, entry.leaf.hex(), entry.opening_key.hex())
-
-
-def _parameters(answer: Answer) -> dict[str, str | int | bool]:
-    shared = answer.shared
-    return {
-        "version": shared["model"]["version"],
-        "manifest": shared["model"]["manifest"],
-        "runtime": shared["runtime"],
-        "licence": shared["licence"],
-        "log": shared["log"],
-    }
 
 
 def _visible(call: Call) -> Callable[[str], bool]:

@@ -18,13 +18,14 @@ from pericard.edge.oip.metadata import (
 from pericard.edge.oip.plans import Plans
 from pericard.edge.oip.repository import index, parse_index, parse_load, parse_unload, statistics
 from pericard.edge.oip.request import PRIORITY_LEVELS, Contract, InferRequest, parse
-from pericard.edge.oip.response import RowAnswer, render
+from pericard.edge.oip.response import Parameters, RowAnswer, render
 
 __all__ = [
     "EXTENSIONS",
     "PRIORITY_LEVELS",
     "Contract",
     "InferRequest",
+    "Parameters",
     "Plans",
     "RowAnswer",
     "index",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -33,20 +33,22 @@ class Plans:
     def __init__(self) -> None:
         self._plans: dict[tuple[str, bytes], _Plan] = {}
 
-    def parse(self, body: bytes, headers: Mapping[str, str], model: Model, *, limit_rows: int) -> InferRequest:
+    def parse(
+        self, body: bytes | memoryview, headers: Mapping[str, str], model: Model, *, limit_rows: int
+    ) -> InferRequest:
         """Read an inference request; see :func:`pericard.edge.oip.request.parse` for everything but speed."""
         length = headers.get(LENGTH_HEADER, "")
-        head = body[: int(length)] if _SHORT.fullmatch(length) else b""
+        head = bytes(body[: int(length)]) if _SHORT.fullmatch(length) else b""
         if not head or len(head) != int(length):
-            return parse(body, headers, model, limit_rows=limit_rows)
+            return parse(bytes(body), headers, model, limit_rows=limit_rows)
         key = (model["identity"]["manifest"], head)
         plan = self._plans.get(key)
         if plan is None or len(body) - len(head) != plan.size or plan.rows > limit_rows:
-            request = parse(body, headers, model, limit_rows=limit_rows)
+            request = parse(bytes(body), headers, model, limit_rows=limit_rows)
             self._remember(key, request, model, len(body) - len(head))
             return request
         values = np.frombuffer(body, plan.dtype, plan.count, len(head)).reshape(plan.rows, -1)
-        return replace(plan.request, rows=[(row,) for row in values])
+        return plan.request.again([(row,) for row in values])
 
     def _remember(self, key: tuple[str, bytes], request: InferRequest, model: Model, size: int) -> None:
         if len(model["inputs"]) != 1:
@@ -56,4 +58,4 @@ class Plans:
             return  # its data are JSON
         if len(self._plans) >= _MOST_PLANS:
             self._plans.clear()
-        self._plans[key] = _Plan(replace(request, rows=[]), len(request.rows), dtype, count, size)
+        self._plans[key] = _Plan(request.again([]), len(request.rows), dtype, count, size)

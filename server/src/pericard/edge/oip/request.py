@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -58,6 +58,7 @@ class InferRequest:
         priority: 0 is the default, 1 comes first, up to :data:`PRIORITY_LEVELS`.
         timeout_us: microseconds after which nobody waits; None if the caller set none.
         raw: it was a raw request.
+        forms: what its responses have in common, by their number of rows; kept by whoever renders them.
     """
 
     id: str | None
@@ -67,6 +68,13 @@ class InferRequest:
     priority: int
     timeout_us: int | None
     raw: bool
+    forms: dict[int, object] = field(default_factory=dict)
+
+    def again(self, rows: list[tuple[NDArray[np.generic], ...]]) -> InferRequest:
+        """The same request with other rows."""
+        return InferRequest(
+            self.id, rows, self.outputs, self.contract, self.priority, self.timeout_us, self.raw, self.forms
+        )
 
 
 class _Input(msgspec.Struct, forbid_unknown_fields=True):
