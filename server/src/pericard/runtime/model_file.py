@@ -51,7 +51,7 @@ class _Signal(msgspec.Struct, forbid_unknown_fields=True):
 
 class _Batch(msgspec.Struct, forbid_unknown_fields=True):
     max: int = 32
-    buckets: tuple[int, ...] = (1, 8, 32)
+    buckets: tuple[int, ...] = (1, 2, 4, 8, 12, 16, 24, 32)
 
 
 class _Tolerance(msgspec.Struct, forbid_unknown_fields=True):
