@@ -146,7 +146,10 @@ class Answerer:
             response = underway.finish(underway.pending.found())
         except Exception as error:  # noqa: BLE001  (as in answer)
             response = self.failure(error, call.head, call)
-        reply(response)
+        try:
+            reply(response)
+        except Exception:  # noqa: BLE001  (what comes of one answer must not harm the next, which came with it)
+            _logger.critical("a response was not written")
 
     def failure(self, error: Exception, head: Head, call: Call | None) -> Response:
         """What went wrong with a request as a response, and told to the engine if it does not know of it."""

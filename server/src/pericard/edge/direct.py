@@ -97,6 +97,7 @@ class DirectProtocol(GuardedProtocol):
 
     _open: _Exchange | None = None  # that has no response yet
     _fresh: _Exchange | None = None  # that entered with the bytes that are being parsed
+    _between = True  # two messages: the parser holds nothing of the next one
     _missing = 0  # bytes of a known head's body
     _since = 0.0  # when the last response was written
     _dated: tuple[object, bytes] = (None, b"")
@@ -106,7 +107,8 @@ class DirectProtocol(GuardedProtocol):
         if self._missing:
             self._collect(data)
             return
-        if self._in_head and not self._size and not self._refused and not self._answering():
+        whole = self._between
+        if whole and not self._refused and not self._answering():
             end = data.find(_END, 0, _LONGEST_HEAD) + len(_END)
             known = self.heads.get(data[:end]) if end >= len(_END) else None
             if known is not None and self._resume(known, data, end):
@@ -114,7 +116,7 @@ class DirectProtocol(GuardedProtocol):
         super().data_received(data)
         fresh, self._fresh = self._fresh, None
         if fresh is not None and not fresh.response_complete:
-            fresh.learnt = _memorable(fresh, data)
+            fresh.learnt = _memorable(fresh, data) if whole else None
             self._admit(fresh)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -127,6 +129,11 @@ class DirectProtocol(GuardedProtocol):
             exchange.head.gone.happen()
             self._done(exchange)
         super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        """A message begins, and is the parser's."""
+        self._between = False
+        super().on_message_begin()
 
     def enter(self) -> None:
         """A head is whole: an inference is answered here, if all about it is as usual."""
@@ -152,6 +159,7 @@ class DirectProtocol(GuardedProtocol):
     def on_message_complete(self) -> None:
         """A message is whole."""
         exchange = self._current()
+        self._between = True
         super().on_message_complete()
         if exchange is not None and exchange.call is not None and not self._refused:
             self._answer(exchange)
@@ -173,7 +181,7 @@ class DirectProtocol(GuardedProtocol):
         """Nothing more came on an idle connection, unless it was busy meanwhile: one clock serves many requests."""
         self.timeout_keep_alive_task = None
         left = self.timeout_keep_alive - (self.loop.time() - self._since)
-        if left <= 0 and not self._answering() and not self._size:
+        if left <= 0 and not self._answering() and self._between:
             super().timeout_keep_alive_handler()
         else:
             self._expect_next(left if left > 0 else self.timeout_keep_alive)
@@ -189,7 +197,7 @@ class DirectProtocol(GuardedProtocol):
         try:
             exchange.call = self.answerer.admit(head, known.found)
             self.answerer.permit(exchange.call)
-        except PericardError:
+        except Exception:  # noqa: BLE001  (said by the long way, whatever it is)
             return False
         self._opened(exchange)
         self._missing = known.length
@@ -326,7 +334,7 @@ class DirectProtocol(GuardedProtocol):
 
 
 def _memorable(exchange: _Exchange, data: bytes) -> bytes | None:
-    """A head's bytes, if one message was all of ``data``.
+    """A head's bytes, if one message was all of ``data``, with which it began.
 
     What a head is, the parser decided. Here only lengths are compared, so that none is remembered that it read
     otherwise: the head ends where the body begins, whose length it says.

@@ -26,7 +26,7 @@ from pericard.errors import Cancelled, DeadlineExceeded, PericardError
 from pericard.pipe import Answer, EngineLink, Question
 from pericard.pipe.frames import DEFAULT_PRIORITY
 
-# what does not fit a float becomes an infinity, which the engine refuses; to tell numpy each time costs as much as a row
+# what does not fit a float becomes an infinity, which the engine refuses; telling numpy each time costs more than a row
 warnings.filterwarnings("ignore", "overflow encountered in cast", RuntimeWarning)
 
 Row = tuple[NDArray[np.generic], ...]
