@@ -88,7 +88,7 @@ class Bench:
                 raise SystemExit("serve: Pericard answered nothing")
             yield offered
             for server in running:  # all at once; each is waited for when the stack unwinds
-                server.process.terminate()
+                server.end()
 
     @contextmanager
     def _start(self, name: str, model: str, number: int) -> Iterator[Server]:

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,7 @@ class Server:
     process: subprocess.Popen[bytes]
     log: Path
     tls: bool = False
+    _known: list[int] = field(default_factory=list)  # its processes, when it was last told to end
 
     def pids(self) -> list[int]:
         """Its processes."""
@@ -114,10 +115,15 @@ class Server:
         lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
         return " / ".join(lines[-3:])[-300:] or "it said nothing"
 
+    def end(self) -> None:
+        """Tell it to end. What it started is remembered first: once it is gone, nobody knows whose that was."""
+        self._known = self._known or self.pids()
+        self.process.terminate()
+
     def stop(self) -> None:
         """End it and whatever it started."""
-        pids = self.pids()
-        self.process.terminate()
+        self.end()
+        pids = self._known
         try:
             self.process.wait(timeout=_STOP_SECONDS)
         except subprocess.TimeoutExpired:
