@@ -257,6 +257,47 @@ def test_a_servers_cost_is_that_of_its_whole_tree(modules: Callable[[str], Modul
     assert 0.3 < sum(used.values()) < 3
 
 
+def runs(pid: int) -> bool:
+    """Whether a process is there, and not only waits to be reaped."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes() != b""
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_a_server_sleeps_but_for_its_turns_and_takes_its_children_along(
+    modules: Callable[[str], ModuleType], tmp_path: Path
+) -> None:
+    processes = modules("processes")
+    busy = "while True: pass"
+    parent = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {busy!r}]); input()"
+
+    def spent() -> float:
+        return sum(processes.cpu_seconds(pids).values())
+
+    command = [sys.executable, "-c", f"import os\nos.dup2(os.pipe()[0], 0)\n{parent}"]
+    with processes.started("busy", 0, "small", command, {}, folder=tmp_path, core=0) as server:
+        for _ in range(200):
+            pids = server.pids()
+            if len(pids) == 2 and spent() > 0.2:
+                break
+            threading.Event().wait(0.05)
+        assert len(pids) == 2
+        server.pause()
+        before = spent()
+        threading.Event().wait(0.3)
+        assert spent() - before < 0.05  # a signal takes a moment
+        with server.awake():
+            threading.Event().wait(0.3)
+        assert spent() > before
+        server.end()  # its child now belongs to nobody that the server's tree would show
+    for _ in range(100):
+        if not any(map(runs, pids)):
+            return
+        threading.Event().wait(0.05)
+    raise AssertionError("a child was left behind")
+
+
 # --- the verdicts
 
 

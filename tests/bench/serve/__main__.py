@@ -1,8 +1,9 @@
 """Serving, CPU per request: Pericard with authentication, audit and receipts, beside seven other servers.
 
 In each round and for each model all servers are started anew on one core; then every row (an encoding, a number of
-connections) takes each of them once, in a new order, so that what is compared was measured within seconds. Pericard is
-started as a site would start it. Every answer's numbers are checked; the exit status is 1 if one was wrong, else 0.
+connections) takes each of them once, in a new order and while the others are stopped, so that what is compared was
+measured within seconds. Pericard is started as a site would start it. Every answer's numbers are checked; the exit
+status is 1 if one was wrong, else 0.
 """
 
 from __future__ import annotations
@@ -86,6 +87,8 @@ class Bench:
                         offered[server, encoding] = file
             if not any(server.name == OURS for server, _ in offered):
                 raise SystemExit("serve: Pericard answered nothing")
+            for server in running:
+                server.pause()
             yield offered
             for server in running:  # all at once; each is waited for when the stack unwinds
                 server.end()
@@ -139,7 +142,8 @@ class Bench:
         self.note("alone", **about, **alone(model, seconds / 2, folder=self.folder, core=self.core))
         with self.servers(model, questions, number) as offered:
             for (server, _), file in offered.items():
-                self.generator.step(server, file, connections=_TLS_CONNECTIONS, seconds=seconds / 3)  # warm
+                with server.awake():
+                    self.generator.step(server, file, connections=_TLS_CONNECTIONS, seconds=seconds / 3)  # warm
             for encoding in self.options.encodings:
                 best = 0.0
                 for connections in self.options.concurrency:
@@ -163,7 +167,8 @@ class Bench:
 
     def _step(self, server: Server, file: Path, about: Mapping[str, Any], load: Mapping[str, Any]) -> float:
         """One step; the rate of its answers."""
-        found = self.generator.step(server, file, **load)
+        with server.awake():
+            found = self.generator.step(server, file, **load)
         if "error" in found:
             what = f"{server.name}, {about['model']}, {about['encoding']}, {load['connections']} connections"
             self.miss(f"{what}{', open loop' if about['offered'] else ''}", found)

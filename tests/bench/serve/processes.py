@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from pericard.hardening import ALLOCATOR
 _HERE = Path(__file__).parent
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PR_SET_CHILD_SUBREAPER = 36
+_AWAKE_SECONDS = 0.05  # what a server does that was long asleep is not measured
 _STOP_SECONDS = 20
 _STEP_SECONDS = 150
 
@@ -115,10 +116,30 @@ class Server:
         lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
         return " / ".join(lines[-3:])[-300:] or "it said nothing"
 
+    def _signal(self, number: signal.Signals) -> None:
+        for pid in self.pids():
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def pause(self) -> None:
+        """Let it do nothing: some servers that nobody asks still look around hundreds of times a second."""
+        self._signal(signal.SIGSTOP)
+
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        """Let a paused server work for a while."""
+        self._signal(signal.SIGCONT)
+        time.sleep(_AWAKE_SECONDS)
+        try:
+            yield
+        finally:
+            self.pause()
+
     def end(self) -> None:
         """Tell it to end. What it started is remembered first: once it is gone, nobody knows whose that was."""
         self._known = self._known or self.pids()
         self.process.terminate()
+        self._signal(signal.SIGCONT)
 
     def stop(self) -> None:
         """End it and whatever it started."""
