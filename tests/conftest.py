@@ -8,6 +8,7 @@ whoever wants another file seals one, or copies bytes.
 from __future__ import annotations
 
 import shutil
+import signal
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -27,6 +28,9 @@ from pericard.trust import Pins, Policy, TrustState
 NOW = 1_790_000_000  # 2026-09-21T14:13:20Z
 DAY = 86_400
 RUNTIME = "ab" * 32
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job: what tests start would be deaf too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: Writes a sealed model: plaintext, then what differs from the tiny model's description, ``terms`` or ``signer``.
 SealBytes = Callable[..., Path]
