@@ -21,9 +21,11 @@ PATH = pytest.mark.parametrize("path", ["/predict", INFER])
 THIRD = [value / 2 for value in GOOD]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, loop: serving.Loop) -> Iterator[Holding]:
-    with holding(tmp_path_factory.mktemp("isolated"), loop) as made:
+@pytest.fixture(scope="module", params=["uvicorn", "direct"])
+def server(
+    tmp_path_factory: pytest.TempPathFactory, loop: serving.Loop, request: pytest.FixtureRequest
+) -> Iterator[Holding]:
+    with holding(tmp_path_factory.mktemp("isolated"), loop, request.param) as made:
         yield made
 
 

@@ -24,9 +24,11 @@ PATH = pytest.mark.parametrize("path", WAYS)
 INFER = "/v2/models/ecg-anomaly/infer"
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, loop: serving.Loop) -> Iterator[Holding]:
-    with holding(tmp_path_factory.mktemp("held"), loop) as made:
+@pytest.fixture(scope="module", params=["uvicorn", "direct"])
+def server(
+    tmp_path_factory: pytest.TempPathFactory, loop: serving.Loop, request: pytest.FixtureRequest
+) -> Iterator[Holding]:
+    with holding(tmp_path_factory.mktemp("held"), loop, request.param) as made:
         yield made
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import struct
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -139,8 +140,6 @@ def scores(pipe: Pipe) -> list[float]:
 
 
 def row(*values: float) -> bytes:
-    import struct
-
     return struct.pack(f"<{len(values)}f", *values)
 
 

@@ -45,7 +45,7 @@ class Bench(Desk):
     def asking(
         self, rows: list[Row | PericardError], at: Head | None = None, terms: Terms = TERMS
     ) -> asyncio.Task[list[Answer | PericardError]]:
-        return asyncio.ensure_future(self.inference.ask(rows, MODEL, terms, head=at or head(), principal=RIS))
+        return asyncio.ensure_future(self.inference.begin(rows, MODEL, terms, head=at or head(), principal=RIS).wait())
 
 
 @pytest.fixture
@@ -261,7 +261,7 @@ def test_numbers_take_the_input_s_type_and_several_inputs_lie_behind_each_other(
 
     async def check(bench: Bench) -> None:
         row: Row = (np.array([0.1, 1e39]), np.array([[-5, 7]], dtype=np.int64))
-        task = asyncio.ensure_future(bench.inference.ask([row], model, TERMS, head=head(), principal=RIS))
+        task = asyncio.ensure_future(bench.inference.begin([row], model, TERMS, head=head(), principal=RIS).wait())
         frame = await bench.engine.next()
         expected = np.array([0.1, np.inf], "<f4").tobytes() + np.array([-5, 7], "<i2").tobytes()
         assert bench.engine.row(frame) == expected

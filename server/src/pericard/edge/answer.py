@@ -1,12 +1,11 @@
 """The one answer function.
 
-Every entrance turns its request into a head and a way to read the body, and calls :meth:`Answerer.answer`. The order is
-fixed: (1) limits on the head, (2) the route, (3) credential, (4) permission on the server or the model in the path,
-(5) body, (6) what it means, (7) permission on the model in the body, (8) the engine. An entrance that can wait asks
-:meth:`Answerer.answer`; one that is called back takes the same steps one by one (``admit``, ``permit``, ``begin``). A
-route that is not in the table does not exist, and the table has no route without a permission except those that say so.
-What is refused before the engine heard of it is told to the engine as an event; the engine counts and records
-everything else itself.
+Every entrance turns its request into a head and a body, or a way to read it. The order is fixed: (1) limits on the
+head, (2) the route, (3) credential, (4) permission on the server or the model in the path, (5) body, (6) what it means,
+(7) permission on the model in the body, (8) the engine. An entrance that can wait asks :meth:`Answerer.answer`; one
+that is called back takes the same steps one by one (``admit``, ``permit``, ``begin``). A route that is not in the table
+does not exist, and the table has no route without a permission except those that say so. What is refused before the
+engine heard of it is told to the engine as an event; the engine counts and records everything else itself.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class RawEntrance:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        if self._others is not None and not _is_inference(scope):
+        if self._others is not None and not (scope["type"] == "http" and is_inference(scope["method"], scope["path"])):
             await self._others(scope, receive, send)
             return
         limits = self._answerer.limits
@@ -66,11 +66,9 @@ class RawEntrance:
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else answered.body})
 
 
-def _is_inference(scope: Scope) -> bool:
-    if scope["type"] != "http" or scope["method"] != "POST":
-        return False
-    path: str = scope["path"]
-    return path == "/predict" or path.endswith("/infer")
+def is_inference(method: str, path: str) -> bool:
+    """Whether a request asks for an inference, so far as its first line says; the routes decide."""
+    return method == "POST" and (path == "/predict" or path.endswith("/infer"))
 
 
 async def _body(scope: Scope, receive: Receive, limits: Limits) -> bytes:

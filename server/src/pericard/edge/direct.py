@@ -18,7 +18,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from pericard.edge.answer import Answerer
-from pericard.edge.asgi import joined
+from pericard.edge.asgi import is_inference, joined
 from pericard.edge.gate import Call, Found
 from pericard.edge.http import Head, Response
 from pericard.edge.protocol import GuardedProtocol
@@ -137,14 +137,15 @@ class DirectProtocol(GuardedProtocol):
 
     def enter(self) -> None:
         """A head is whole: an inference is answered here, if all about it is as usual."""
-        inference = self.parser.get_method() == b"POST" and self.parser.get_http_version() == "1.1"
-        path = httptools.parse_url(self.url).path if inference else b""
+        method = self.parser.get_method().decode("ascii")
         unusual = self.expect_100_continue or self.parser.should_upgrade() or self.flow.write_paused
-        if unusual or self._answering() or not (path == b"/predict" or path.endswith(b"/infer")):
-            super().enter()
-        else:
-            head = Head("POST", path.decode("latin-1"), joined(self.headers), self._address())
+        usual = self.parser.get_http_version() == "1.1" and not unusual and not self._answering()
+        path = httptools.parse_url(self.url).path.decode("latin-1") if usual else ""
+        if is_inference(method, path):
+            head = Head(method, path, joined(self.headers), self._address())
             self._fresh = self._opened(_Exchange(head, keep_alive=self.parser.should_keep_alive()))
+        else:
+            super().enter()
 
     def on_body(self, body: bytes) -> None:
         """A part of a body."""

@@ -163,16 +163,6 @@ class Inference:
         head.gone.then(pending.abandon)
         return pending
 
-    async def ask(
-        self, rows: Sequence[Row | PericardError], model: Model, terms: Terms, *, head: Head, principal: Principal
-    ) -> list[Answer | PericardError]:
-        """Ask about every row that is one, and wait; answers and errors in the rows' order.
-
-        Raises:
-            Cancelled: the caller left.
-        """
-        return await self.begin(rows, model, terms, head=head, principal=principal).wait()
-
     def _late(self, seconds: float, head: Head, principal: Principal) -> PericardError:
         error = DeadlineExceeded(f"answer: did not come within {seconds:g} seconds", hint="try again later")
         self._note(error, head, principal)  # our clock: to the engine, its caller left

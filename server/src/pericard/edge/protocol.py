@@ -208,7 +208,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
 
 def _arrived(cycle: RequestResponseCycle) -> bytes | None:
-    """A body that is whole before anybody asked for it, and not too large; it is given once."""
+    """A body that is whole before anybody asked for it; it is given once."""
     if cycle.more_body or cycle.disconnected or cycle.response_started:
         return None
     body, cycle.body = bytes(cycle.body), bytearray()
