@@ -239,29 +239,37 @@ def test_the_sizes_that_are_settled_are_those_that_are_asked(tiny_description: D
 
 # --- the allocator
 
-_FAULTS = """
-import resource, sys, threading, torch
+_KEPT = """
+import ctypes, sys, torch
 from pericard import hardening
-torch.set_num_threads(1)
+class Info(ctypes.Structure):  # mallinfo2 of glibc's malloc.h
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
+library = ctypes.CDLL(None)
+library.mallinfo2.restype = Info
+def held():
+    info = library.mallinfo2()
+    return info.arena + info.hblkhd
 if sys.argv[1] == "kept":
     assert hardening.keep_pages()
-value, counts = torch.rand(4, 1 << 20), []
-def forward():
-    for number in range(12):
-        if number == 4:
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        torch.relu(value + 1) * 2
-    counts.append((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 8)
-forward()
-print(*counts)
+before = held()
+value = torch.empty(4, 1 << 20)
+inside = held()
+del value
+print(inside - before, held() - before)
 """
 
 
 def test_the_allocator_keeps_its_pages_once_it_was_told_to() -> None:
-    def faults(how: str) -> float:
-        done = subprocess.run([sys.executable, "-c", _FAULTS, how], capture_output=True, text=True, check=True)
-        return float(done.stdout)
+    def held(how: str) -> tuple[int, int]:
+        """What the allocator holds in bytes, more than before: with a tensor of 16 MiB, and after it."""
+        done = subprocess.run([sys.executable, "-c", _KEPT, how], capture_output=True, text=True, check=True)
+        inside, after = map(int, done.stdout.split())
+        return inside, after
 
-    kept = faults("kept")
-    assert kept < 20
-    assert faults("untold") > 10 * max(kept, 1)  # pages may be of any size
+    inside, after = held("kept")
+    assert after == inside >= 16 << 20
+
+    inside, after = held("untold")
+    assert inside >= 16 << 20
+    assert after < 1 << 20  # given back at once: what the next forward pass would fault in again
