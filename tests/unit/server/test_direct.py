@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import struct
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from uvicorn.server import ServerState
 
 from pericard.edge.asgi import RawEntrance
 from pericard.edge.direct import DirectProtocol, protocol
+from pericard.edge.http import Head
+from pericard.edge.inference import Pending
 from pericard.edge.limits import Limits
 from pericard.pipe import FrameType
 
@@ -144,6 +148,28 @@ def row(*values: float) -> bytes:
 
 
 # --- known heads ------------------------------------------------------------------------------------------------------
+
+
+def test_an_answer_leaves_nothing_for_the_garbage_collector(run: Callable[..., None]) -> None:
+    """What refers to itself waits for a collection, in which nobody is answered: some 20 ms of each half second."""
+
+    async def check(line: Line) -> None:
+        made, pipe = await line.warm()
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(20):
+                made.data_received(line.post())
+                await line.serve()
+                await until(lambda: pipe.statuses() == [200])
+                pipe.written = b""
+            left = Counter(type(found) for found in gc.get_objects())
+        finally:
+            gc.enable()
+        assert left[Pending] == 0
+        assert left[Head] <= 1  # a connection knows its last request
+
+    run(check)
 
 
 def test_a_known_head_is_not_parsed_again_and_brings_another_body(run: Callable[..., None]) -> None:

@@ -14,7 +14,7 @@ import serving
 from played_engine import SHARED, Engine, ask, held, run, until
 
 from pericard.errors import DeadlineExceeded, EngineAway, InvalidInput, Overloaded, PericardError, PipeError
-from pericard.pipe import Answer, EngineLink, Entry, FrameType, Kind, create, edge_end, encode, frames
+from pericard.pipe import Answer, EngineLink, Entry, FrameReader, FrameType, Kind, create, edge_end, encode, frames
 from pericard.pipe.region import MIN_SIZE, Window
 
 Join = Callable[[EngineLink], Coroutine[Any, Any, Engine]]
@@ -126,6 +126,29 @@ def test_answers_find_their_questions_in_any_order_and_number(join: Join) -> Non
         graces = {frame.request for frame in mixed[15:]}
         assert {a.entry.request for a in answers if a.shared == {"licence": "grace"}} == graces
         assert held(link) == 0
+        link.close()
+
+    run(check())
+
+
+def test_what_is_asked_in_one_turn_of_the_loop_wakes_the_engine_once(
+    join: Join, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine that is woken by the first of many computes it alone, while the others wait."""
+
+    async def check() -> None:
+        link = EngineLink()
+        await join(link)
+        written: list[bytes] = []
+        monkeypatch.setattr(link._transport, "write", written.append)
+        for _ in range(2):
+            for _ in range(32):
+                ask(link)
+            link.event({"event": "refused"})
+            await asyncio.sleep(0)
+        reader = FrameReader()
+        kinds = [FrameType.INFER] * 32 + [FrameType.EVENT]
+        assert [[frame.type for frame in reader.feed(data)] for data in written] == [kinds, kinds]
         link.close()
 
     run(check())
@@ -350,8 +373,11 @@ def test_an_engine_that_does_not_read_is_overloaded_and_events_are_dropped(
         assert link._transport is not None
         for _ in range(100_000):
             link.event({"event": "refused", "address": "192.0.2.1"})
-        held = link._transport.get_write_buffer_size()
-        assert 1 << 20 <= held <= (1 << 20) + 100
+        assert 1 << 20 <= link._unsent() <= (1 << 20) + 100
+        await asyncio.sleep(0.01)
+        for _ in range(100_000):
+            link.event({"event": "refused", "address": "192.0.2.1"})
+        assert 1 << 20 <= link._unsent() <= (1 << 20) + 100
         asking = [asyncio.ensure_future(link.ask("index", {"x": "y" * 1000}, seconds=9)) for _ in range(2)]
         await asyncio.sleep(0.01)
         with pytest.raises(Overloaded):

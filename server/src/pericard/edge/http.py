@@ -31,12 +31,17 @@ class Gone:
         else:
             self._callback = callback
 
+    def forget(self) -> None:
+        """Nobody needs to hear of it any more."""
+        self._callback = None
+
     def happen(self) -> None:
         """The caller left."""
         if not self.happened:
             self.happened = True
-            if self._callback is not None:
-                self._callback()
+            callback, self._callback = self._callback, None
+            if callback is not None:
+                callback()
 
 
 @dataclass(slots=True)

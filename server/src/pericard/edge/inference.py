@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from pericard.auth import Principal
 from pericard.edge.catalog import Model
-from pericard.edge.http import Head
+from pericard.edge.http import Gone, Head
 from pericard.errors import Cancelled, DeadlineExceeded, PericardError
 from pericard.pipe import Answer, EngineLink, Question
 from pericard.pipe.frames import DEFAULT_PRIORITY
@@ -53,15 +53,19 @@ class Terms:
 class Pending:
     """The rows of one request while the engine has some of them.
 
+    Whoever waits is let go of when the wait is over: what refers to itself stays until the garbage collector's next
+    round, which then stops every request for tens of milliseconds.
+
     Attributes:
         answers: an answer or an error for each row, in the rows' order; whole once :meth:`then` calls back.
     """
 
-    __slots__ = ("_abandon", "_done", "_late", "_left", "_numbers", "answers")
+    __slots__ = ("_abandon", "_done", "_gone", "_late", "_left", "_numbers", "answers")
 
-    def __init__(self, abandon: Callable[[int], None], late: Callable[[], PericardError]) -> None:
+    def __init__(self, abandon: Callable[[int], None], gone: Gone, late: Callable[[], PericardError]) -> None:
         self.answers: list[Answer | PericardError] = []
         self._abandon = abandon
+        self._gone = gone
         self._late = late
         self._left = 0
         self._numbers: list[int] = []
@@ -107,8 +111,12 @@ class Pending:
             self._left = -1
             for number in self._numbers:
                 self._abandon(number)
-            if self._done is not None:
-                self._done()
+            self._over()
+
+    def watch(self) -> None:
+        """Every row was asked: from now on, a caller that leaves is heard of."""
+        if self._left > 0:
+            self._gone.then(self.abandon)
 
     def asked(self, number: int) -> None:
         """One more row is under way; :meth:`settle` is told of it."""
@@ -119,8 +127,14 @@ class Pending:
         """One row has its answer, or waited too long."""
         self.answers[place] = self._late() if found is None else found
         self._left -= 1
-        if not self._left and self._done is not None:
-            self._done()
+        if not self._left:
+            self._over()
+
+    def _over(self) -> None:
+        self._gone.forget()
+        done, self._done = self._done, None
+        if done is not None:
+            done()
 
 
 class Inference:
@@ -137,7 +151,7 @@ class Inference:
     ) -> Pending:
         """Ask about every row that is one; if the caller leaves, nobody waits any more."""
         link = self._link
-        pending = Pending(link.abandon, partial(self._late, terms.seconds, head, principal))
+        pending = Pending(link.abandon, head.gone, partial(self._late, terms.seconds, head, principal))
         request_id, trace = head.request_id.encode("ascii"), trace_of(head)
         caller = self._caller(principal, head.address)
         # the engine's clock starts later than ours, and must not end before it
@@ -160,7 +174,7 @@ class Inference:
             except PericardError as error:
                 self._note(error, head, principal)
                 pending.answers[place:] = [error]
-        head.gone.then(pending.abandon)
+        pending.watch()
         return pending
 
     def _late(self, seconds: float, head: Head, principal: Principal) -> PericardError:

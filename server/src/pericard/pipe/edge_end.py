@@ -85,6 +85,7 @@ class EngineLink:
         self._transport: asyncio.Transport | None = None
         self._region: Region | None = None
         self._shared: tuple[bytes, Meta] = (b"", {})
+        self._unsaid = bytearray()  # frames of this turn of the loop
 
     async def attach(self, sock: socket.socket, region: int) -> None:
         """Use a new socket and a new region, by its descriptor; the old connection, if any, is closed.
@@ -149,7 +150,7 @@ class EngineLink:
         self._asked[number] = _Asked(told, slot, time.monotonic() + seconds)
         if self._clock is None:
             self._clock = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look)
-        transport.write(frame)
+        self._say(frame)
         return number
 
     def abandon(self, number: int) -> None:
@@ -159,7 +160,7 @@ class EngineLink:
             return
         asked.told = None
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(encode(FrameType.CANCEL, number, {}))
+            self._say(encode(FrameType.CANCEL, number, {}))
 
     async def ask(self, name: str, fields: Meta | None = None, *, seconds: float) -> tuple[Meta, bytes]:
         """Ask for anything else; head and body of the reply.
@@ -170,13 +171,13 @@ class EngineLink:
         transport = self._transport
         if transport is None:
             raise _away()
-        if transport.get_write_buffer_size() > _MAX_UNSENT:
+        if self._unsent() > _MAX_UNSENT:
             raise Overloaded("engine: does not take requests as fast as they come", hint="try again later")
         number = next(self._numbers)
         frame = encode(FrameType.ASK, number, {**(fields or {}), "ask": name})
         future: asyncio.Future[tuple[Meta, bytes]] = asyncio.get_running_loop().create_future()
         self._replies[number] = future
-        transport.write(frame)
+        self._say(frame)
         try:
             async with asyncio.timeout(seconds):
                 return await future
@@ -187,8 +188,23 @@ class EngineLink:
 
     def event(self, meta: Meta) -> None:
         """Tell the engine something to count or record; never waits, and is lost while the engine is away."""
-        if self._transport is not None and self._transport.get_write_buffer_size() < _MAX_UNSENT:
-            self._transport.write(encode(FrameType.EVENT, 0, meta))
+        if self._transport is not None and self._unsent() < _MAX_UNSENT:
+            self._say(encode(FrameType.EVENT, 0, meta))
+
+    def _say(self, frame: bytes) -> None:
+        """Send a frame with all others of this turn of the loop: each write wakes the engine, which then computes."""
+        if not self._unsaid:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._unsaid += frame
+
+    def _flush(self) -> None:
+        unsaid, self._unsaid = self._unsaid, bytearray()
+        if self._transport is not None and unsaid:
+            self._transport.write(unsaid)
+
+    def _unsent(self) -> int:
+        """Bytes that the engine did not take yet; 0 without one."""
+        return 0 if self._transport is None else self._transport.get_write_buffer_size() + len(self._unsaid)
 
     # --- what comes back ---------------------------------------------------------------------------------------------
 
@@ -248,7 +264,7 @@ class EngineLink:
         """Rest on a new catalog from now on, and say so: every question before this word rested on an older one."""
         self.catalog = catalog
         if self._transport is not None:
-            self._transport.write(encode(FrameType.HEARD, 0, {"generation": catalog.get("generation", 0)}))
+            self._say(encode(FrameType.HEARD, 0, {"generation": catalog.get("generation", 0)}))
         if self._on_catalog is not None:
             self._on_catalog()
 
@@ -256,6 +272,7 @@ class EngineLink:
         if transport is not self._transport:
             return
         self._transport = self._region = self.catalog = None
+        self._unsaid.clear()
         gone = EngineAway("engine: went away before it answered", hint="try again in a second")
         for number in list(self._replies):
             self._replied(number, gone)
