@@ -17,7 +17,11 @@ NOT_MISSPELT := unequality,sme
 
 # What the tests use beyond pip: the command, and the Debian package that brings it.
 SYSTEM_TOOLS := ps:procps strace:strace promtool:prometheus systemd-analyze:systemd \
-  gdb:gdb g++:g++ swtpm:swtpm tpm2_unseal:tpm2-tools
+  rsyslogd:rsyslog gdb:gdb g++:g++ swtpm:swtpm tpm2_unseal:tpm2-tools \
+  fail2ban-server:fail2ban nft:nftables ip:iproute2
+
+# The same for what is no command: a file, and the package that brings it.
+SYSTEM_FILES := /usr/lib/*/rsyslog/imrelp.so:rsyslog-relp
 
 .PHONY: help
 help: ## print this list
@@ -39,7 +43,7 @@ $(ENV_STAMP): $(ENV_INPUTS)
 	@echo "env: torch"
 	@$(PIP) torch==2.13.0
 	@echo "env: tools, libraries, pericard-server and pericard-client (editable)"
-	@$(PIP) --no-build-isolation -r constraints/tools.txt -e './server[onnx]' -e './client[plot]'
+	@$(PIP) --no-build-isolation -r constraints/tools.txt -e './server[onnx]' -e './client[plot,verify]'
 	@$(PYTHON) -m pip check
 	@touch $@
 
@@ -95,11 +99,11 @@ $(PEERS)/.installed: constraints/bench.txt | $(ENV_STAMP)
 ifdef BENCH
 bench: $(ENV_STAMP) $(if $(filter load,$(BENCH)),$(PEERS)/.installed)
 	@test -f tests/bench/$(BENCH)/__main__.py || { echo "bench: there is no $(BENCH); 'make bench' lists them"; exit 1; }
-	PYTHONPATH=tests/bench $(PYTHON) tests/bench/$(BENCH) $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)
+	PYTHONPATH=tests/bench:tests/bench/serve $(PYTHON) tests/bench/$(BENCH) $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)
 else
 bench: ## run a benchmark (BENCH=load ROUNDS=7); without BENCH, list them
 	@for entry in tests/bench/*/__main__.py; do name=$${entry%/__main__.py}; \
-	  printf 'make bench BENCH=%-6s %s\n' "$${name##*/}" "$$(sed -n '1s/^"""//p' $$entry)"; done
+	  printf 'make bench BENCH=%-8s %s\n' "$${name##*/}" "$$(sed -n '1s/^"""//p' $$entry)"; done
 endif
 
 .PHONY: format
@@ -128,6 +132,8 @@ system: ## as root on Debian: install what the tests need beyond pip, where it i
 	@set -e; missing=; \
 	for tool in $(SYSTEM_TOOLS); do \
 	  command -v "$${tool%%:*}" >/dev/null || missing="$$missing $${tool##*:}"; done; \
+	for file in $(SYSTEM_FILES); do \
+	  ls $${file%%:*} >/dev/null 2>&1 || missing="$$missing $${file##*:}"; done; \
 	"$(PYTHON3)" -c 'import ensurepip' 2>/dev/null || missing="$$missing python3.11-venv"; \
 	if [ -z "$$missing" ]; then echo "system: nothing is missing"; exit 0; fi; \
 	echo "system: missing:$$missing"; \

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import pytest
 
-from pericard.audit import AuditLog, records, segment
+from pericard.audit import AuditLog, pruned, records, segment
 from pericard.audit.reading import raw_records
 from pericard.audit.verify import verify
 from pericard.keys import LogKey
@@ -356,3 +356,41 @@ def test_two_processes_never_write_one_log(tmp_path: Path) -> None:
     for _, error, code in results:
         assert code == 0 or b"another process writes it" in error
     assert verify(directory, verifier=KEY.verifier).size == 100 * len(winners)
+
+
+PRUNER = textwrap.dedent(
+    """
+    import sys
+    from pathlib import Path
+    from pericard.audit import pruned
+    directory = Path(sys.argv[1])
+    for part in pruned.prunable(directory, before="2999", below=10**9):
+        pruned.prune(directory, part)
+    print("done")
+    """
+)
+
+
+@pytest.mark.parametrize("what", ["signal=KILL", "error=EIO"])
+@pytest.mark.parametrize("call", ["write:when=2", "fsync:when=1", "fsync:when=4", "rename:when=2", "unlink:when=1"])
+def test_death_or_a_failing_disk_while_pruning_leaves_a_whole_log(quick: Path, call: str, what: str) -> None:
+    directory = quick / "log"
+    with AuditLog.open(directory, key=KEY, segment_bytes=2000) as log:
+        for _ in range(30):
+            log.commit([{"event": "predict"}] * 2)
+    records_before = dict(raw_records(directory))
+    names, _, which = call.partition(":")
+    every = {"rename": "rename,renameat,renameat2", "unlink": "unlink,unlinkat"}.get(names, names)
+    command = [*strace(f"{every}:{what}:{which}"), sys.executable, "-B", "-c", PRUNER, str(directory)]
+    ran = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    assert b"done" not in ran.stdout, "it was meant to fail"
+    assert verify(directory, verifier=KEY.verifier).size == 60
+    left = dict(raw_records(directory))
+    assert left == {index: data for index, data in records_before.items() if index in left}
+    assert len(left) + pruned.beginning(directory) == 60
+    with AuditLog.open(directory, key=KEY) as log:
+        assert log.next_index == 60
+        assert log.recovered_bytes == 0
+    again = subprocess.run([sys.executable, "-B", "-c", PRUNER, directory], capture_output=True, timeout=60, check=True)
+    assert again.stdout == b"done\n"
+    assert verify(directory, verifier=KEY.verifier).first > 40

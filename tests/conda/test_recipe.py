@@ -125,10 +125,10 @@ def test_an_output_is_built_as_its_project_says(distribution: str) -> None:
     assert SpecifierSet(floor.removeprefix("python ")) == SpecifierSet(_project(distribution)["requires-python"])
 
 
-def test_the_extra_for_plots_is_a_constraint_only() -> None:
+def test_the_extras_are_constraints_only() -> None:
     constraints = _rendered()["pericard-client"]["requirements"]["run_constraints"]
 
-    assert _conda_specs(constraints) == _extra("pericard-client", "plot")
+    assert _conda_specs(constraints) == _extra("pericard-client", "plot") | _extra("pericard-client", "verify")
 
 
 def test_only_the_server_is_bound_to_linux() -> None:
@@ -218,7 +218,7 @@ def test_the_environments_differ_only_where_they_should() -> None:
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_every_dependency_is_pinned_within_its_range(distribution: str) -> None:
     pins = _pins("runtime.txt")
-    wanted = _requirements(distribution) | _extra(distribution, "plot")
+    wanted = _requirements(distribution) | _extra(distribution, "plot") | _extra(distribution, "verify")
 
     assert {name for name in wanted if name not in pins} == set()
     assert {name for name, spec in wanted.items() if pins[name] not in spec} == set()

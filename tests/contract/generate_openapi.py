@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from pericard import __version__
-from pericard.auth import TokenFile
+from pericard.auth import Authority, TokenFile
 from pericard.edge.answer import Answerer
 from pericard.edge.app import create_app, openapi
 from pericard.edge.limits import Limits
@@ -18,7 +18,7 @@ TARGET = Path(__file__).resolve().parents[2] / "docs/spec/http-api.openapi.json"
 
 def document() -> str:
     """The OpenAPI document: sorted, with a newline at its end."""
-    nobody = TokenFile(Path("tokens.json"))  # no request comes, so it is never read
+    nobody = Authority(TokenFile(Path("tokens.json")))  # no request comes, so it is never read
     app = create_app(Answerer(EngineLink(), nobody, Limits(), version=__version__), version=__version__)
     return json.dumps(openapi(app), indent=2, sort_keys=True) + "\n"
 

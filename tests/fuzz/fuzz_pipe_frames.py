@@ -33,6 +33,7 @@ REPOSITORY = Repository(runtime="00" * 32)
 SCHEDULER = Scheduler(8, per_caller=4)
 RECEPTION = Reception(
     REPOSITORY, SCHEDULER, Metrics(), Refusals(), rates=Rates(1e9, burst=8), admin=lambda *_: {}, statistics=list,
+    evidence=lambda *_: b"",
 )  # fmt: skip
 OURS, THEIRS = socket.socketpair()
 LINK = EdgeLink(THEIRS, create(MIN_SIZE))

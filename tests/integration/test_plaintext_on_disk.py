@@ -25,7 +25,7 @@ from pericard.sealed import Description
 pytestmark = pytest.mark.integration
 
 #: What the daemon may open for writing, relative to the site's folder, or a device.
-ALLOWED = re.compile(r"(audit/.*|audit|trust\.json|\.trust\..*|/dev/null|/dev/tty)")
+ALLOWED = re.compile(r"(audit/.*|audit|trust\.json|\.trust\..*|\.?tokens\.used(\..*)?|/dev/null|/dev/tty)")
 _WRITING = re.compile(r'open(?:at)?\([^"]*"(?P<path>[^"]*)", (?P<flags>[A-Z_|]+)')
 _ANONYMOUS = re.compile(r"(memfd_create|shm_open)\(")
 
@@ -53,7 +53,7 @@ def whole(lines: list[str]) -> list[str]:
     return found
 
 
-def test_nothing_but_the_log_and_the_trust_state_is_written(
+def test_nothing_but_the_log_the_trust_state_and_times_of_use_is_written(
     site: Site, strip: list[float], strace: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     trace = tmp_path_factory.mktemp("trace") / "trace"

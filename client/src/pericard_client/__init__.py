@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pericard_client.client import AsyncClient, Client
     from pericard_client.errors import ClientError
     from pericard_client.formats import Recording, Strips, as_recorded, prepare, read
-    from pericard_client.models import ModelIdentity, ModelMetadata, Prediction, PredictResult, Receipt
+    from pericard_client.models import ModelIdentity, ModelMetadata, Prediction, PredictResult, Proof, Receipt
 
 __version__ = "0.1.0"
 
@@ -26,6 +26,7 @@ __all__ = [
     "ModelMetadata",
     "PredictResult",
     "Prediction",
+    "Proof",
     "Receipt",
     "Recording",
     "Strips",
@@ -42,6 +43,7 @@ _HOME = {
     "ModelMetadata": "models",
     "PredictResult": "models",
     "Prediction": "models",
+    "Proof": "models",
     "Receipt": "models",
     "Recording": "formats",
     "Strips": "formats",

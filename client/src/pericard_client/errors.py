@@ -21,6 +21,7 @@ sample or a field of a patient. This room imports the standard library alone. ::
     │   ├── Forbidden                forbidden
     │   ├── UnknownModel             unknown-model
     │   ├── UnknownRoute             unknown-route
+    │   ├── UnknownRecord            unknown-record
     │   ├── MethodNotAllowed         method-not-allowed
     │   ├── RequestTimeout           request-timeout
     │   ├── RequestTooLarge          request-too-large
@@ -36,6 +37,14 @@ sample or a field of a patient. This room imports the standard library alone. ::
     │       └── DeadlineExceeded     deadline-exceeded
     ├── UnexpectedReply              unexpected-reply         not an answer of this interface
     ├── ModelIdentityMismatch        model-identity-mismatch  answered by another model than the one pinned
+    ├── EvidenceError
+    │   ├── MalformedEvidence        malformed-evidence       not a receipt, a key, or an answer
+    │   ├── HeadNotSigned            head-not-signed          not signed by this log, or altered since
+    │   ├── RecordNotProven          record-not-proven        not under the head
+    │   ├── OtherRecord              other-record             not the one that the answer names
+    │   ├── OtherAnswer              other-answer             commits to another answer
+    │   ├── OtherInput               other-input              commits to another input
+    │   └── VerifierMissing          verifier-missing         the extra "verify" is not installed
     └── PlotError                    plot-failed
 """
 
@@ -186,6 +195,12 @@ class UnknownRoute(ServerError):
     code = "unknown-route"
 
 
+class UnknownRecord(ServerError):
+    """The audit log has no such record, or not yet."""
+
+    code = "unknown-record"
+
+
 class MethodNotAllowed(ServerError):
     """The path exists, the method does not."""
 
@@ -274,6 +289,56 @@ class ModelIdentityMismatch(ClientError):
     """Another model answered than the one that was pinned or described."""
 
     code = "model-identity-mismatch"
+
+
+class EvidenceError(ClientError):
+    """Base: what should prove an answer does not."""
+
+
+class MalformedEvidence(EvidenceError):
+    """A receipt, a key or an answer is not what it should be."""
+
+    code = "malformed-evidence"
+
+
+class HeadNotSigned(EvidenceError):
+    """The head is of another log, not signed by its key, or altered since."""
+
+    code = "head-not-signed"
+    default_hint = "give the public key of the server that answered"
+
+
+class RecordNotProven(EvidenceError):
+    """The record is not under the head: it, its proof or the head was altered."""
+
+    code = "record-not-proven"
+
+
+class OtherRecord(EvidenceError):
+    """The record is not the one that the answer names."""
+
+    code = "other-record"
+
+
+class OtherAnswer(EvidenceError):
+    """The record commits to another answer."""
+
+    code = "other-answer"
+    default_hint = "give the answer as it came; numbers that were rounded are others"
+
+
+class OtherInput(EvidenceError):
+    """The record commits to another input."""
+
+    code = "other-input"
+    default_hint = "give what was sent, to the sample"
+
+
+class VerifierMissing(EvidenceError):
+    """The libraries that verifying takes are not installed."""
+
+    code = "verifier-missing"
+    default_hint = "install pericard-client[verify]"
 
 
 class PlotError(ClientError):

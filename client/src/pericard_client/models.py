@@ -37,6 +37,19 @@ class Receipt:
 
 
 @dataclass(frozen=True, slots=True)
+class Proof:
+    """What proves a record to whoever has the log's public key: its bytes as text, the inclusion proof, a signed head.
+
+    ``index`` is what the server says; the record carries its own.
+    """
+
+    index: int
+    record: str
+    proof: tuple[bytes, ...]
+    head: str
+
+
+@dataclass(frozen=True, slots=True)
 class ItemError:
     """Why one strip has no outputs."""
 

@@ -61,6 +61,14 @@ class Metrics:
             "pericard_known_answers_passed_timestamp", "Unix time at which all known answers were right last.",
             ["model"], registry=own,
         )  # fmt: skip
+        self.policy_loads = Counter(
+            "pericard_policy_loads", "Policies taken or refused by an edge, by result: ok, or an error code.",
+            ["result"], registry=own,
+        )  # fmt: skip
+        self.policy_refused = Gauge(
+            "pericard_policy_refused", "1 while the policy on disk is refused, and the one before it in force.",
+            registry=own,
+        )  # fmt: skip
 
     def render(self) -> bytes:
         """The Prometheus text format."""

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
-import yaml
 
-from pericard import unlock
+from pericard import documents, unlock
+from pericard.audit.pruned import FLOOR_DAYS
 from pericard.errors import ConfigError
 
 _Positive = Annotated[float, msgspec.Meta(gt=0, le=3600)]
@@ -26,14 +26,17 @@ class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     host: str = "127.0.0.1"
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8443
     direct: bool = True
+    proxy: str | None = None
 
 
 class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The server's certificate and private key, PEM files."""
+    """The server's certificate and private key, PEM files; and who vouches for clients that have one."""
 
     certificate: str
     key: str
     minimum_version: Literal["1.2", "1.3"] = "1.3"
+    client_ca: str | None = None
+    clients: Literal["optional", "required"] = "optional"
 
 
 _Descriptor = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
@@ -62,10 +65,26 @@ class IdentitySource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Audit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The audit log's directory and key."""
+    """The audit log's directory and key, and how long its records stay."""
 
     directory: str = "audit"
     key: str = "log.key"
+    retention_days: Annotated[int, msgspec.Meta(ge=1, le=36_500)] | None = None
+    retention_below_floor: bool = False
+
+
+class Forward(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The collector that audit records are sent to, over RELP and TLS 1.3, and who it is known by."""
+
+    host: Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+    ca: str
+    certificate: str
+    key: str
+    port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 2514
+    name: str | None = None
+    cursor: str = "forward/cursor"
+    checkpoint_seconds: Annotated[float, msgspec.Meta(ge=1, le=86_400)] = 60.0
+    timeout_seconds: Annotated[float, msgspec.Meta(ge=1, le=600)] = 20.0
 
 
 _Device = Annotated[str, msgspec.Meta(pattern=r"^(auto|cpu|cuda:[0-9]{1,2})$")]
@@ -127,6 +146,15 @@ class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     caller_rows: Annotated[int, msgspec.Meta(ge=1, le=100_000)] | None = None
     caller_rate: Annotated[float, msgspec.Meta(gt=0, le=1_000_000)] | None = None
     caller_burst: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 256
+    failures: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] | None = 10
+
+
+class RefusalsLog(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The text log of refused credentials, for programs that block addresses."""
+
+    path: str
+    bytes: Annotated[int, msgspec.Meta(ge=64 << 10, le=1 << 30)] = 1 << 20
+    files: Annotated[int, msgspec.Meta(ge=1, le=100)] = 4
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -140,21 +168,13 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     edges: Annotated[int, msgspec.Meta(ge=1, le=16)] = 1
     identity: IdentitySource = IdentitySource()
     tokens: str = "tokens.json"
+    policy: str | None = None
     trust_state: str = "trust.json"
     audit: Audit = Audit()
+    refusals_log: RefusalsLog | None = None
+    forward: Forward | None = None
     engine: EngineSettings = EngineSettings()
     limits: LimitSettings = LimitSettings()
-
-
-class _Strict(yaml.SafeLoader):
-    """Plain values, and no key twice: one of the two would be ignored."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
-        found: dict[object, object] = super().construct_mapping(node, deep=deep)
-        if len(found) != len(node.value):
-            line = node.start_mark.line + 1
-            raise yaml.constructor.ConstructorError(problem=f"a key stands twice in the block of line {line}")
-        return found
 
 
 def load(path: Path) -> Settings:
@@ -163,20 +183,8 @@ def load(path: Path) -> Settings:
     Raises:
         ConfigError: it cannot be read, a key or type is wrong, or a combination is unsafe.
     """
-    try:
-        value = _Strict(path.read_text(encoding="utf-8")).get_single_data()
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {(error.strerror or 'i/o error').lower()}") from error
-    except yaml.constructor.ConstructorError as error:
-        raise ConfigError(f"{path}: {error.problem or 'is not valid yaml'}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: is not valid yaml") from error
-    try:
-        settings = msgspec.convert(value, type=Settings, strict=True)
-    except msgspec.ValidationError as error:
-        raise ConfigError(
-            f"{path}: {str(error).lower()}", hint="configs/server.yaml shows every key with its default"
-        ) from error
+    hint = "configs/server.yaml shows every key with its default"
+    settings = documents.parse(documents.read(path), Settings, subject=str(path), hint=hint)
     return check(_absolute(settings, path.absolute().parent), subject=str(path))
 
 
@@ -184,8 +192,9 @@ def check(settings: Settings, *, subject: str) -> Settings:
     """Refuse combinations that are not safe.
 
     Raises:
-        ConfigError: no model, no such version policy or key source, an engine without seccomp, or a bind beyond
-            loopback without TLS.
+        ConfigError: no model, no such version policy or key source, an engine without seccomp, a retention below the
+            floor, a bind beyond loopback without TLS, or client certificates without who vouches for them, or over
+            TLS 1.2.
     """
     if not settings.models and settings.repository is None:
         raise ConfigError(f"{subject}: needs at least one model", hint="name files in models, or a repository.folder")
@@ -193,6 +202,12 @@ def check(settings: Settings, *, subject: str) -> Settings:
     unlock.check(settings.identity.unlock, subject=f"{subject}: identity.unlock")
     if settings.identity.unlock == "vault" and settings.identity.vault is None:
         raise ConfigError(f"{subject}: identity.unlock is vault, so identity.vault is needed")
+    days = settings.audit.retention_days
+    if days is not None and days < FLOOR_DAYS and not settings.audit.retention_below_floor:
+        raise ConfigError(
+            f"{subject}: audit.retention_days is {days}, and records stay {FLOOR_DAYS} days at least",
+            hint="audit.retention_below_floor: true allows less, and is recorded each time that records go",
+        )
     if "seccomp" not in settings.engine.require:
         raise ConfigError(
             f"{subject}: engine.require must name seccomp",
@@ -203,7 +218,20 @@ def check(settings: Settings, *, subject: str) -> Settings:
             f"{subject}: listen.host {settings.listen.host} is not loopback, so tls is needed",
             hint="set tls.certificate and tls.key, or listen on 127.0.0.1",
         )
+    _check_clients(settings.tls, subject=subject)
     return settings
+
+
+def _check_clients(tls: Tls | None, *, subject: str) -> None:
+    if tls is None:
+        return
+    if tls.client_ca is None and tls.clients == "required":
+        raise ConfigError(f"{subject}: tls.clients is required, so tls.client_ca is needed")
+    if tls.client_ca is not None and tls.minimum_version != "1.3":
+        raise ConfigError(
+            f"{subject}: tls.client_ca needs tls.minimum_version 1.3",
+            hint="an older session is resumed without looking at the client's certificate again",
+        )
 
 
 def _check_versions(repository: RepositorySettings | None, *, subject: str) -> None:
@@ -231,7 +259,7 @@ def _absolute(settings: Settings, folder: Path) -> Settings:
     def absolute_or_none(name: str | None) -> str | None:
         return name if name is None else absolute(name)
 
-    tls, identity = settings.tls, settings.identity
+    tls, identity, forward = settings.tls, settings.identity, settings.forward
     vault = identity.vault and msgspec.structs.replace(
         identity.vault, ca=absolute_or_none(identity.vault.ca), token=absolute_or_none(identity.vault.token)
     )
@@ -242,6 +270,8 @@ def _absolute(settings: Settings, folder: Path) -> Settings:
         and msgspec.structs.replace(settings.repository, folder=absolute(settings.repository.folder)),
         publishers=absolute(settings.publishers),
         tokens=absolute(settings.tokens),
+        policy=absolute_or_none(settings.policy),
+        listen=msgspec.structs.replace(settings.listen, proxy=absolute_or_none(settings.listen.proxy)),
         trust_state=absolute(settings.trust_state),
         identity=msgspec.structs.replace(
             identity, path=absolute(identity.path), previous=absolute_or_none(identity.previous), vault=vault
@@ -249,5 +279,17 @@ def _absolute(settings: Settings, folder: Path) -> Settings:
         audit=msgspec.structs.replace(
             settings.audit, directory=absolute(settings.audit.directory), key=absolute(settings.audit.key)
         ),
-        tls=tls and msgspec.structs.replace(tls, certificate=absolute(tls.certificate), key=absolute(tls.key)),
+        refusals_log=settings.refusals_log
+        and msgspec.structs.replace(settings.refusals_log, path=absolute(settings.refusals_log.path)),
+        forward=forward
+        and msgspec.structs.replace(
+            forward, **{name: absolute(getattr(forward, name)) for name in ("ca", "certificate", "key", "cursor")}
+        ),
+        tls=tls
+        and msgspec.structs.replace(
+            tls,
+            certificate=absolute(tls.certificate),
+            key=absolute(tls.key),
+            client_ca=absolute_or_none(tls.client_ca),
+        ),
     )

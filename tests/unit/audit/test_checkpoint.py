@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import os
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import mldsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -88,6 +90,60 @@ def test_a_signature_under_our_key_id_must_verify(key: LogKey, note: bytes) -> N
     false_line = note.split(b"\n\n")[1][:-10] + b"AAAAAAAA=\n"
     with pytest.raises(AuditLogInvalid):
         open_head(note + false_line, ORIGIN, key.verifier)
+
+
+# --- the second signature ---------------------------------------------------------------------------------------------
+
+
+def lines(note: bytes) -> list[bytes]:
+    return note.split(b"\n\n")[1].splitlines(keepends=True)
+
+
+def test_a_published_head_has_a_second_signature(key: LogKey, note: bytes) -> None:
+    published = checkpoint.attest(note, key)
+    assert published.startswith(note)
+    assert open_head(published, ORIGIN, key.verifier, published=True) == notes.Head(ORIGIN, 12, ROOT)
+    assert checkpoint.algorithms(published, key.verifier) == ("Ed25519", "ML-DSA-44")
+    assert len(published) < 4096
+
+
+def test_the_second_signature_has_the_form_of_its_specification(key: LogKey, note: bytes) -> None:
+    """Written out from C2SP tlog-cosignature, and checked with the library alone."""
+    second = key.verifier.second
+    assert second is not None
+    raw = base64.b64decode(lines(checkpoint.attest(note, key))[1].split(b" ")[2])
+    name = ORIGIN.encode()
+    assert raw[:4] == hashlib.sha256(name + b"\n\x06" + second).digest()[:4]
+    assert raw[4:12] == bytes(8)
+    wanted = b"subtree/v1\n\0" + bytes([len(name)]) + name + bytes(8) + bytes([len(name)]) + name
+    wanted += bytes(8) + (12).to_bytes(8, "big") + ROOT
+    mldsa.MLDSA44PublicKey.from_public_bytes(second).verify(raw[12:], wanted)
+
+
+def test_a_head_that_should_have_it_and_does_not_is_refused(key: LogKey, note: bytes) -> None:
+    alone = LogVerifier(key.verifier.public)
+    assert open_head(note, ORIGIN, key.verifier).size == 12  # inside a log
+    with pytest.raises(AuditLogInvalid, match="has no ML-DSA-44 signature"):
+        open_head(note, ORIGIN, key.verifier, published=True)
+    for each in (note, checkpoint.attest(note, key)):
+        assert open_head(each, ORIGIN, alone, published=True).size == 12  # who does not know the key passes it over
+        assert checkpoint.algorithms(each, alone) == ("Ed25519",)
+
+
+def test_a_second_signature_of_something_else_is_refused(key: LogKey, note: bytes) -> None:
+    other = checkpoint.attest(checkpoint.sign(ORIGIN, 13, ROOT, key), key)
+    elsewhere = checkpoint.attest(checkpoint.sign(ORIGIN, 12, bytes(32), key), key)
+    good = lines(checkpoint.attest(note, key))[1]
+    raw = base64.b64decode(good.split(b" ")[2])
+    flipped = good[: good.rindex(b" ") + 1] + base64.b64encode(raw[:500] + bytes([raw[500] ^ 1]) + raw[501:]) + b"\n"
+    timed = good[: good.rindex(b" ") + 1] + base64.b64encode(raw[:4] + b"\1" + raw[5:]) + b"\n"
+    for line in (lines(other)[1], lines(elsewhere)[1], flipped, timed, good[:-20] + b"AAAA\n"):
+        for rest in (b"", good):  # a good one beside it does not help
+            with pytest.raises(AuditLogInvalid):
+                open_head(note + rest + line, ORIGIN, key.verifier)
+    # Ed25519 must hold as well
+    with pytest.raises(AuditLogInvalid, match="not signed by this log key"):
+        open_head(note.partition(b"\xe2\x80\x94")[0] + good, ORIGIN, key.verifier, published=True)
 
 
 def test_signatures_of_others_are_ignored_up_to_sixteen(key: LogKey, note: bytes) -> None:

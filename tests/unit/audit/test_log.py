@@ -12,7 +12,7 @@ from pericard.audit import note as notes
 from pericard.audit.proof import CompactRange, leaf_hash
 from pericard.audit.verify import verify
 from pericard.errors import AuditLogInvalid, AuditUnavailable
-from pericard.keys import LogKey
+from pericard.keys import LogKey, LogVerifier
 
 Opener = Callable[..., AuditLog]
 
@@ -161,6 +161,22 @@ def test_only_its_owner_and_group_read_the_log(opened: Opener, quick: Path) -> N
 # -- the published head
 
 
+def test_a_log_of_before_there_was_a_second_signature_goes_on_and_has_it(
+    opened: Opener, quick: Path, key: LogKey
+) -> None:
+    with opened() as log:
+        log.commit([{"a": 1}])
+    path = quick / "log" / "checkpoint"
+    before = path.read_bytes()
+    path.write_bytes(before[: before.rindex(notes.DASH.encode())])
+    with pytest.raises(AuditLogInvalid, match="has no ML-DSA-44 signature"):
+        verify(quick / "log", verifier=key.verifier)
+    assert verify(quick / "log", verifier=LogVerifier(key.verifier.public)).size == 1
+    with opened():
+        pass
+    assert verify(quick / "log", verifier=key.verifier).size == 1
+
+
 def test_the_head_is_published_every_so_many_groups_at_close_and_on_demand(
     opened: Opener, quick: Path, key: LogKey
 ) -> None:
@@ -171,9 +187,11 @@ def test_the_head_is_published_every_so_many_groups_at_close_and_on_demand(
         note = notes.load(quick / "log")
         published.append(0 if note is None else notes.claims(note).size)
     assert published == [0, 0, 3, 3, 3, 6, 6]
-    assert log.publish() == log.head == notes.load(quick / "log")
+    assert log.head is not None
+    assert log.publish() == notes.load(quick / "log")
+    assert (notes.load(quick / "log") or b"").startswith(log.head)  # and a second signature
     inode = (quick / "log" / "checkpoint").stat().st_ino
-    assert log.publish() == log.head
+    assert log.publish() == notes.load(quick / "log")
     assert (quick / "log" / "checkpoint").stat().st_ino == inode  # nothing new, nothing written
     log.commit([{"a": 1}])
     log.close()

@@ -31,19 +31,24 @@ def forge(directory: Path, key: LogKey, *groups: list[bytes], origin: str = ORIG
     return tree
 
 
+def published_head(size: int, root: bytes, key: LogKey) -> bytes:
+    """A head as it leaves the machine."""
+    return checkpoint.attest(checkpoint.sign(ORIGIN, size, root, key), key)
+
+
 def good(index: int, **fields: object) -> bytes:
     return record.encode({"time": record.stamp(index), "v": 1, "index": index, **fields})
 
 
 def test_a_whole_log_is_reported(quick: Path, key: LogKey) -> None:
     tree = forge(quick, key, [good(0), good(1)], [good(2)])
-    heads = [checkpoint.sign(ORIGIN, 0, CompactRange().root(), key)]
+    heads = [published_head(0, CompactRange().root(), key)]
     report = verify(quick, verifier=key.verifier, origin=ORIGIN, heads=heads)
     assert (report.origin, report.size, report.root, report.covered) == (ORIGIN, 3, tree.root().hex(), 0)
     assert (report.segments, report.torn) == (1, 0)
     assert report.first_time == "1970-01-01T00:00:00.000000Z"
     assert report.last_time == record.stamp(2)
-    heads.append(checkpoint.sign(ORIGIN, 3, tree.root(), key))
+    heads.append(published_head(3, tree.root(), key))
     assert verify(quick, verifier=key.verifier, origin=ORIGIN, heads=heads).covered == 3
 
 
@@ -51,7 +56,7 @@ def test_a_head_from_elsewhere_may_lie_between_groups(quick: Path, key: LogKey) 
     forge(quick, key, [good(0), good(1)])
     tree = CompactRange()
     tree.append(leaf_hash(good(0)))
-    inner = checkpoint.sign(ORIGIN, 1, tree.root(), key)
+    inner = published_head(1, tree.root(), key)
     assert verify(quick, verifier=key.verifier, origin=ORIGIN, heads=[inner]).covered == 1
 
 
@@ -82,7 +87,7 @@ def test_nothing_signed_proves_nothing(quick: Path, key: LogKey) -> None:
     for name in ("empty", "torn"):
         (quick / name).mkdir()
     (quick / "torn" / segment.file_name(0)).write_bytes(segment.frame(segment.RECORD, good(0)))
-    head = checkpoint.sign(ORIGIN, 5, bytes(32), key)
+    head = published_head(5, bytes(32), key)
     for name in ("empty", "torn"):
         with pytest.raises(AuditLogInvalid, match="holds no signed head"):
             verify(quick / name, verifier=key.verifier)
@@ -96,8 +101,8 @@ def test_nothing_signed_proves_nothing(quick: Path, key: LogKey) -> None:
 
 def test_known_heads_must_agree_with_each_other_and_with_the_log(quick: Path, key: LogKey) -> None:
     tree = forge(quick, key, [good(0)], [good(1)])
-    right = checkpoint.sign(ORIGIN, 2, tree.root(), key)
-    wrong = checkpoint.sign(ORIGIN, 2, bytes(32), key)
+    right = published_head(2, tree.root(), key)
+    wrong = published_head(2, bytes(32), key)
 
     def check(*heads: bytes) -> int:
         return verify(quick, verifier=key.verifier, origin=ORIGIN, heads=heads).covered
@@ -108,7 +113,7 @@ def test_known_heads_must_agree_with_each_other_and_with_the_log(quick: Path, ke
     with pytest.raises(SplitView, match="head of 2 records: does not belong"):
         check(wrong)
     with pytest.raises(LogTruncated, match="records 2 to 2: a signed head covers them"):
-        check(checkpoint.sign(ORIGIN, 3, bytes(32), key))
+        check(published_head(3, bytes(32), key))
     with pytest.raises(AuditLogInvalid, match="not signed by this log key"):
         check(checkpoint.sign(ORIGIN, 2, tree.root(), LogKey(bytes(64))))
     (quick / "checkpoint").write_bytes(wrong)
@@ -176,7 +181,7 @@ def test_what_may_be_sent_is_what_the_published_head_covers(opened: Opener, quic
 
 def test_reading_takes_no_keys() -> None:
     source = Path(reading.__file__).parent
-    needed = {"reading", "segment", "note", "record"}
+    needed = {"reading", "segment", "note", "record", "pruned", "proof", "tail"}
     for name in needed:
         text = (source / f"{name}.py").read_text("utf-8")
         assert "pericard.keys" not in text

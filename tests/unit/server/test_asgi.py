@@ -122,6 +122,8 @@ def scope_of(**changes: Any) -> dict[str, Any]:
 def test_a_head_is_what_was_sent() -> None:
     head = head_of(scope_of())
 
+    assert head_of(scope_of(query_string=b"from=1&x=%e9")).query == "from=1&x=%e9"
+    assert head.query == ""
     assert (head.method, head.path, head.address) == ("POST", "/%70redict", "192.0.2.1")
     assert head.headers == {"x-twice": "a, b", "x-latin": "é"}
     gone = Gone()

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pericard.auth import OPERATIONS, Issued, Principal, TokenFile, require
+from pericard.auth import OPERATIONS, Grant, Issued, Principal, TokenFile, require
 from pericard.errors import ConfigError, Forbidden, Unauthenticated
 
 DAY = 86400
@@ -89,8 +89,8 @@ def test_the_principal_is_what_was_granted(file: TokenFile) -> None:
 
     principal = file.authenticate(issued.token)
 
-    granted = frozenset({"predict", "metrics"})
-    assert principal == Principal("ris", issued.record.id, granted, ("ecg-*", "eeg"))
+    granted = Grant(frozenset({"predict", "metrics"}), ("ecg-*", "eeg"))
+    assert principal == Principal("ris", issued.record.id, (granted,))
 
 
 def test_the_secret_stands_in_no_file(file: TokenFile, path: Path) -> None:
@@ -272,6 +272,149 @@ def test_revoking_what_is_not_there_is_an_error(file: TokenFile) -> None:
 
     with pytest.raises(ConfigError, match="there is none"):
         file.revoke("nobody")
+
+
+# --- a new token in the place of an old one ---------------------------------------------------------------------------
+
+
+def test_a_rotated_token_overlaps_and_then_ends(file: TokenFile, path: Path, clock: Clock) -> None:
+    old = issue(file, days=30)
+    running = TokenFile(path)
+    running.authenticate(old.token)
+
+    new = file.rotate(old.record.id, overlap=7 * DAY)
+    clock.pass_by(7 * DAY - 2)
+    before, after = running.authenticate(old.token), running.authenticate(new.token)
+    clock.pass_by(2)
+
+    assert (before.name, before.grants) == (after.name, after.grants)
+    assert before.credential != after.credential
+    refused(running, old.token)
+    assert running.authenticate(new.token).name == "ris"
+
+
+def test_a_rotated_token_lasts_as_long_as_the_old_one_did(file: TokenFile, clock: Clock) -> None:
+    old = issue(file, days=30)
+    clock.pass_by(10 * DAY)
+
+    new, longer = (file.rotate(old.record.id, overlap=DAY, days=days).record for days in (None, 90))
+
+    assert (new.operations, new.models) == (old.record.operations, old.record.models)
+    assert abs(new.expires - (clock.now + 30 * DAY)) <= 1
+    assert abs(longer.expires - (clock.now + 90 * DAY)) <= 1
+
+
+def test_an_overlap_never_prolongs_the_old_token(file: TokenFile, clock: Clock) -> None:
+    old = issue(file, days=3)
+
+    file.rotate(old.record.id, overlap=7 * DAY)
+
+    assert {record.id: record.expires for record in file.records()}[old.record.id] == old.record.expires
+
+
+def test_without_an_overlap_the_old_token_ends_at_once(file: TokenFile, path: Path, clock: Clock) -> None:
+    old = issue(file)
+
+    new = file.rotate(old.record.id, overlap=0)
+
+    refused(TokenFile(path), old.token)
+    assert TokenFile(path).authenticate(new.token).name == "ris"
+
+
+@pytest.mark.parametrize("changes", [{"overlap": -1}, {"overlap": 91 * DAY}, {"days": 0}, {"days": 3661}], ids=str)
+def test_a_rotation_that_makes_no_sense_changes_nothing(file: TokenFile, path: Path, changes: dict[str, int]) -> None:
+    old = issue(file)
+    before = path.read_bytes()
+
+    with pytest.raises(ConfigError):
+        file.rotate(old.record.id, **{"overlap": DAY, **changes})
+
+    assert path.read_bytes() == before
+
+
+def test_what_ended_or_never_was_is_not_rotated(file: TokenFile, clock: Clock) -> None:
+    old = issue(file, days=1)
+    clock.pass_by(DAY)
+
+    for token_id, why in ((old.record.id, "ended already"), ("nobody", "there is none")):
+        with pytest.raises(ConfigError, match=why):
+            file.rotate(token_id, overlap=DAY)
+
+
+# --- when a token was used last ---------------------------------------------------------------------------------------
+
+
+def test_a_use_is_written_by_the_clock_and_not_by_the_request(file: TokenFile, path: Path, clock: Clock) -> None:
+    used, idle = issue(file), issue(file)
+    server = TokenFile(path)
+    before = sorted(path.parent.iterdir())
+    server.authenticate(used.token)
+    refused(server, used.token[:-1] + ("A" if used.token[-1] != "A" else "B"))
+    clock.pass_by(0.5)
+    server.authenticate(used.token)
+
+    assert sorted(path.parent.iterdir()) == before
+    server.write_uses()
+
+    assert TokenFile(path).uses.read() == {used.record.id: int(clock.now)}
+    assert idle.record.id not in TokenFile(path).uses.read()
+    assert path.with_suffix(".used").stat().st_mode & 0o777 == 0o600
+
+
+def test_the_latest_use_of_several_processes_counts(file: TokenFile, path: Path, clock: Clock) -> None:
+    issued = issue(file)
+    early, late = TokenFile(path), TokenFile(path)
+    early.authenticate(issued.token)
+    clock.pass_by(10)
+    late.authenticate(issued.token)
+
+    late.write_uses()
+    early.write_uses()
+
+    assert file.uses.read() == {issued.record.id: int(clock.now)}
+
+
+def test_uses_of_revoked_tokens_are_forgotten(file: TokenFile, path: Path, clock: Clock) -> None:
+    old, new = issue(file), issue(file)
+    for issued in (old, new):
+        file.authenticate(issued.token)
+    file.write_uses()
+    file.revoke(old.record.id)
+    clock.pass_by(2)
+    file.authenticate(new.token)
+    file.write_uses()
+
+    assert set(file.uses.read()) == {new.record.id}
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b'{"format": "x", "uses": {}}', b"[" * 100_000, b"\xff"], ids=repr)
+def test_damaged_uses_keep_nobody_out(file: TokenFile, path: Path, damage: bytes) -> None:
+    issued = issue(file)
+    path.with_suffix(".used").write_bytes(damage)
+
+    assert file.uses.read() == {}
+    assert file.authenticate(issued.token).name == "ris"
+    file.write_uses()
+    assert set(file.uses.read()) == {issued.record.id}
+
+
+def test_a_use_that_could_not_be_written_is_written_later(
+    file: TokenFile, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    issued = issue(file)
+    file.authenticate(issued.token)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pericard.auth.uses.tempfile.mkstemp", full)
+        with pytest.raises(OSError, match="No space left"):
+            file.write_uses()
+    assert file.uses.read() == {}
+    file.write_uses()
+
+    assert set(file.uses.read()) == {issued.record.id}
 
 
 # --- a running server notices what the command line did ---------------------------------------------------------------
@@ -496,7 +639,7 @@ patterns = st.from_regex(r"[a-z0-9*?][a-z0-9._*?-]{0,15}", fullmatch=True)
 def test_what_was_not_granted_is_denied(
     operations: frozenset[str], models: list[str], operation: str, model: str | None
 ) -> None:
-    principal = Principal("ris", "abc", operations, tuple(models))
+    principal = Principal("ris", "abc", (Grant(operations, tuple(models)),))
     granted = operation in operations and (model is None or any(fnmatchcase(model, given) for given in models))
 
     assert principal.may(operation, model) is granted
@@ -526,18 +669,18 @@ def test_what_was_not_granted_is_denied(
     ],
 )
 def test_patterns(pattern: str, model: str, matches: bool) -> None:
-    assert Principal("ris", "abc", frozenset({"predict"}), (pattern,)).may("predict", model) is matches
+    assert Principal("ris", "abc", (Grant(frozenset({"predict"}), (pattern,)),)).may("predict", model) is matches
 
 
 def test_an_unknown_operation_is_denied_even_to_who_may_everything() -> None:
-    everything = Principal("root", "abc", frozenset(OPERATIONS), ("*",))
+    everything = Principal("root", "abc", (Grant(frozenset(OPERATIONS), ("*",)),))
 
     with pytest.raises(Forbidden):
         require(everything, "decrypt", "ecg-anomaly")
 
 
 def test_a_refusal_does_not_say_whether_the_model_exists() -> None:
-    nobody = Principal("ris", "abc", frozenset({"predict"}), ("ecg-anomaly",))
+    nobody = Principal("ris", "abc", (Grant(frozenset({"predict"}), ("ecg-anomaly",)),))
     said = []
     for model in ("secret-model", "missing-model"):
         with pytest.raises(Forbidden) as error:

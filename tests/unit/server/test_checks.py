@@ -40,6 +40,23 @@ def public_for_private(folder: Path) -> None:
     (folder / "identity.key").write_bytes((folder / "identity.pub").read_bytes())
 
 
+def test_the_policy_and_who_vouches_for_callers_are_looked_at(say: Say, place: Path) -> None:
+    from authorities import Authority
+
+    from pericard.keys.certificate import write_self_signed
+
+    write_self_signed(place / "tls.key", place / "tls.crt", ("localhost",), days=2)
+    configure(place, "policy: policy.yaml\ntls: {certificate: tls.crt, key: tls.key, client_ca: ca.pem}")
+    refused(say("serve", "--check", "--config", place / "server.yaml"), "policy.yaml: cannot be read")
+    (place / "policy.yaml").write_text("roles: {}\nprincipals: {ris: {roles: [reader]}}\n")
+    refused(say("serve", "--check", "--config", place / "server.yaml"), "there is no role reader")
+    (place / "policy.yaml").write_text("roles: {}\nprincipals: {}\n")
+    refused(say("serve", "--check", "--config", place / "server.yaml"), "ca.pem: holds no authorities")
+    (place / "ca.pem").write_bytes(Authority().pem)
+
+    assert say("serve", "--check", "--config", place / "server.yaml").status == 0
+
+
 SPOILED: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "no model": (lambda folder: (folder / "ecg.sealed").unlink(), "ecg.sealed: cannot be read", "the vendor sent"),
     "no sealed model": (lambda folder: (folder / "ecg.sealed").write_bytes(b"x"), "ecg.sealed: is not a sealed", ""),
@@ -63,6 +80,11 @@ SPOILED: dict[str, tuple[Callable[[Path], object], str, str]] = {
     ),
     "no log key": (lambda folder: (folder / "log.key").unlink(), "log.key: cannot be read", "pericard keygen log -o"),
     "a damaged state": (lambda folder: (folder / "trust.json").write_text("{"), "trust.json: is not canonical", ""),
+    "no folder for the refusals": (
+        lambda folder: configure(folder, "refusals_log: {path: nowhere/refusals.log}"),
+        "nowhere/refusals.log: its folder is missing",
+        "make the folder",
+    ),
     "no certificate": (
         lambda folder: configure(folder, "tls: {certificate: a.crt, key: a.key}"),
         "a.crt: cannot be read",

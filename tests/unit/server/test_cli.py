@@ -130,10 +130,17 @@ def test_each_verb_refuses_files_that_are_not_there(say: Say, tmp_path: Path, ve
         ("verify",): [gone, "--publisher", gone],
         ("serve",): ["--config", gone],
         ("token", "create"): ["ris", "--model", "*", "--tokens", tmp_path / "t.json", "-o", gone / "x"],
+        ("token", "rotate"): ["aaaaaaaaaa", "--tokens", gone],
         ("token", "revoke"): ["aaaaaaaaaa", "--tokens", gone],
         ("audit", "verify"): [gone, "--key", gone],
         ("audit", "show"): [gone],
+        ("audit", "prove"): [gone, "0", "-o", tmp_path / "o"],
+        ("audit", "check"): [gone, "--key", gone],
+        ("audit", "export"): [gone, "--key", gone, "-o", tmp_path / "o"],
+        ("audit", "report"): [gone],
         ("audit", "forward"): [gone, "--cursor", tmp_path / "c"],
+        ("audit", "gaps"): [gone],
+        ("audit", "prune"): ["--config", gone, "--days", "200"],
         ("audit", "clock"): ["--config", gone],
         ("grant",): [
             gone,
@@ -234,7 +241,7 @@ def test_a_tokens_life(say: Say, tmp_path: Path) -> None:
     tokens = tmp_path / "tokens.json"
     made = say("token", "create", "ris", "--model", "ecg-*", "--days", "30", "--tokens", tokens)
     assert made.status == 0
-    assert TokenFile(tokens).authenticate(made.out.strip()).models == ("ecg-*",)
+    assert TokenFile(tokens).authenticate(made.out.strip()).grants[0].models == ("ecg-*",)
     assert made.out.strip() not in made.err
 
     rows = json.loads(say("token", "list", "--json", "--tokens", tokens).out)
@@ -248,6 +255,46 @@ def test_a_tokens_life(say: Say, tmp_path: Path) -> None:
     assert say("token", "revoke", rows[0]["id"], "--tokens", tokens).status == 0
     assert json.loads(say("token", "list", "--json", "--tokens", tokens).out) == []
     refused(say("token", "revoke", rows[0]["id"], "--tokens", tokens), "there is none")
+
+
+def test_a_token_is_rotated(say: Say, tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens.json"
+    old = say("token", "create", "ris", "--model", "ecg-*", "--days", "30", "--tokens", tokens).out.strip()
+    token_id = old[4:14]
+
+    new = say("token", "rotate", token_id, "--overlap", "12h", "--tokens", tokens)
+
+    assert new.status == 0
+    assert new.out.strip() not in new.err
+    assert f"the old one, {token_id}, is valid until " in new.err
+    file = TokenFile(tokens)
+    assert file.authenticate(old).name == file.authenticate(new.out.strip()).name == "ris"
+    file.write_uses()
+    rows = json.loads(say("token", "list", "--json", "--tokens", tokens).out)
+    assert [row["days_left"] for row in rows] in ([0, 29], [0, 30])
+    assert all(row["last_used"].endswith("Z") for row in rows)
+    ended = say("token", "rotate", token_id, "--overlap", "0", "-o", tmp_path / "ris.token", "--tokens", tokens)
+    assert (ended.status, ended.out) == (0, "")
+    listed = say("token", "list", "--tokens", tokens).out
+    assert "  ended  last used 2" in listed
+    assert "days left  last used never" in listed
+
+
+@pytest.mark.parametrize("given", ["7", "d", "-1d", "7 d", "7w", "", "1e3d", "9999999d"])
+def test_an_overlap_is_a_duration(say: Say, tmp_path: Path, given: str) -> None:
+    said = say("token", "rotate", "aaaaaaaaaa", f"--overlap={given}", "--tokens", tmp_path / "t.json")
+
+    refused(said, "is not a duration", status=2)
+
+
+def test_a_token_may_leave_it_all_to_the_policy(say: Say, tmp_path: Path) -> None:
+    tokens = tmp_path / "t.json"
+    made = say("token", "create", "ris", "--by-policy", "--tokens", tokens)
+
+    assert TokenFile(tokens).authenticate(made.out.strip()).grants == ()
+    assert " by the policy " in say("token", "list", "--tokens", tokens).out
+    for both in (("--model", "*"), ("--operation", "predict")):
+        refused(say("token", "create", "ris", "--by-policy", *both, "--tokens", tokens), "--by-policy", status=2)
 
 
 def test_a_token_into_a_file(say: Say, tmp_path: Path) -> None:

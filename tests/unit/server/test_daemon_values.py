@@ -59,12 +59,36 @@ def test_what_a_caller_may_have_reaches_the_engine() -> None:
 
 
 def test_every_limit_reaches_the_edge() -> None:
-    limits = settings.LimitSettings(2000, 1.5, 2.5, 3000, 4, 5, 6.5)
+    limits = settings.LimitSettings(2000, 1.5, 2.5, 3000, 4, 5, 6.5, failures=7)
     found = values.edge_values(made(limits=limits))
 
     for name in limits.__struct_fields__:
         if not name.startswith("caller_"):  # those are counted in the engine, so that two edges are one server
             assert getattr(found, name) == getattr(limits, name)
+
+
+def test_the_refusals_log_is_the_edge_s() -> None:
+    log = settings.RefusalsLog("/l/refusals.log", 70_000, 3)
+    found = values.edge_values(made(refusals_log=log))
+
+    assert (found.refusals_log, found.refusals_log_bytes, found.refusals_log_files) == (log.path, log.bytes, log.files)
+    assert values.edge_values(made()).refusals_log is None
+
+
+def test_the_forwarder_hears_of_one_log_and_its_own_certificate() -> None:
+    collector = settings.Forward(
+        host="siem", ca="/f/ca.pem", certificate="/f/c.crt", key="/f/c.key", cursor="/c/cursor"
+    )
+    found = values.forward_values(made(forward=collector))
+
+    assert (found.host, found.name, found.port, found.cursor) == ("siem", "siem", 2514, "/c/cursor")
+    text = msgspec.json.encode(found)
+    for word in (b"ecg.sealed", b"publishers", b"log.key", b"identity", b"tokens", b"trust.json"):
+        assert word not in text
+    assert values.engine_values(made(forward=collector)).forward_status == "/c/cursor.status"
+    assert values.engine_values(made()).forward_status is None
+    with pytest.raises(ConfigError, match="no collector"):
+        values.forward_values(made())
 
 
 @pytest.mark.parametrize("kind", [EngineValues, EdgeValues])

@@ -17,7 +17,9 @@ from answering import Desk
 from played_engine import until
 from uvicorn.server import ServerState
 
+from pericard.edge import delays
 from pericard.edge.asgi import RawEntrance
+from pericard.edge.delays import Delays
 from pericard.edge.direct import DirectProtocol, protocol
 from pericard.edge.http import Head
 from pericard.edge.inference import Pending
@@ -233,7 +235,7 @@ def test_a_token_is_looked_at_every_time(run: Callable[..., None]) -> None:
         await line.serve()
         await until(lambda: pipe.statuses() == [200])
 
-        tokens = line.desk.answerer._tokens
+        tokens = line.desk.answerer._authority.tokens
         tokens.revoke(tokens.records()[0].id)
         made.data_received(line.post())
         await until(lambda: pipe.statuses() == [200, 401])
@@ -423,5 +425,83 @@ def test_a_chunk_that_breaks_the_rules_ends_the_request(run: Callable[..., None]
         await until(lambda: pipe.statuses() == [400])
         event = await line.desk.engine.next()
         assert (event.meta["code"], event.meta["principal"]) == ("malformed-request", "ris")
+
+    run(check)
+
+
+# --- refusals that wait -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Delays of hundredths of a second."""
+    monkeypatch.setattr(delays, "_FIRST", 0.05)
+    monkeypatch.setattr(delays, "_LONGEST", 0.05)
+
+
+def wrong(line: Line, body: bytes = ONE, size: int | None = None) -> bytes:
+    good = line.desk.headers["authorization"].encode()
+    return line.head(len(body) if size is None else size).replace(good, b"Bearer wrong") + body
+
+
+def test_a_refusal_waits_and_what_is_sent_meanwhile_is_not_kept(run: Callable[..., None], short: None) -> None:
+    async def check(line: Line) -> None:
+        line.desk.answerer.upstream.delays = Delays(1, 4)
+        made, pipe = line.connect()
+        made.data_received(wrong(line))
+        assert pipe.statuses() == [401]
+
+        made.data_received(wrong(line, size=1 << 20))
+        exchange = made._open
+        assert exchange is not None
+        assert made.flow.read_paused
+        for _ in range(8):
+            made.data_received(b"x" * 10_000)
+        assert (pipe.statuses(), exchange.size) == ([401], len(ONE))
+
+        await until(lambda: pipe.statuses() == [401, 401])
+        assert not made.flow.read_paused
+        assert not pipe.closed
+
+    run(check)
+
+
+def test_a_valid_credential_does_not_wait_for_the_refusals_of_its_address(
+    run: Callable[..., None], short: None
+) -> None:
+    async def check(line: Line) -> None:
+        line.desk.answerer.upstream.delays = Delays(1, 4)
+        refused = [line.connect() for _ in range(4)]
+        for made, _ in refused:
+            made.data_received(wrong(line))
+        assert [pipe.statuses() for _, pipe in refused] == [[401], [], [], [429]]
+        assert [pipe.closed for _, pipe in refused] == [False, False, False, True]
+        assert refused[3][1].written.count(b"connection: close") == 1
+
+        made, pipe = line.connect()
+        made.data_received(line.post())
+        await line.serve()
+        await until(lambda: pipe.statuses() == [200])
+        await until(lambda: [pipe.statuses() for _, pipe in refused] == [[401], [401], [401], [429]])
+
+    run(check)
+
+
+def test_who_leaves_while_its_refusal_waits_is_counted_once(run: Callable[..., None], short: None) -> None:
+    async def check(line: Line) -> None:
+        found = line.desk.answerer.upstream
+        found.delays = Delays(1, 4)
+        made, pipe = line.connect()
+        made.data_received(wrong(line))
+        pipe.written = b""
+        for body in (b"", ONE):
+            made, pipe = line.connect()
+            made.data_received(wrong(line, body, size=len(ONE)))
+            made.connection_lost(None)
+            pipe.closed = True
+        assert found.strangers._sums.total() == 3
+        await asyncio.sleep(0.08)
+        assert pipe.written == b""
+        assert found.delays._all == 0
 
     run(check)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import http.client
 import logging
 import os
@@ -278,6 +279,43 @@ def test_the_supervisor_hands_over_an_engine_and_another_one(running: Running) -
         assert running.edge.link.catalog is None  # it is gone, and the edge knows
 
 
+def test_the_engine_is_told_which_policy_is_in_force(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path, text = tmp_path / "policy.yaml", b"roles: {}\nprincipals: {}\n"
+    path.write_bytes(text)
+    digest = hashlib.sha256(text).hexdigest()
+    made = Running(values(tmp_path, policy=str(path)), control=True)
+    ours, theirs = socket.socketpair()
+    region = create(MIN_SIZE)
+    reader, found = FrameReader(), []
+
+    def events(count: int) -> list[dict[str, Any]]:
+        while len(found) < count:
+            found.extend(frame.meta for frame in reader.feed(ours.recv(1000)) if frame.type is FrameType.EVENT)
+        return found[-1:]
+
+    with ours, theirs:
+        ours.settimeout(5)
+        socket.send_fds(made.control, [b"pipe"], [theirs.fileno(), region])
+        os.close(region)
+        for generation in (0, 1):  # once, however often the catalog changes
+            ours.sendall(encode(FrameType.CATALOG, 0, {**catalog(), "generation": generation}))
+        assert events(1) == [{"event": "policy-loaded", "code": "", "policy": digest}]
+
+        path.write_bytes(text + b"default: allow\n")
+        made.control.send(b"reload")
+
+        assert events(2) == [{"event": "policy-refused", "code": "config-invalid", "policy": digest}]
+        assert "the policy before it stays in force" in caplog.text
+        path.write_bytes(text + b"# again\n")  # without a word, within a second or so
+        assert events(3)[0]["event"] == "policy-loaded"
+    made.close()
+
+
+def test_a_broken_policy_at_the_start_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"policy\.yaml: cannot be read"):
+        Edge(values(tmp_path, policy=str(tmp_path / "policy.yaml")))
+
+
 def test_a_pipe_that_is_no_socket_harms_nobody(running: Running, caplog: pytest.LogCaptureFixture) -> None:
     read, written = os.pipe()
     region = create(MIN_SIZE)
@@ -386,3 +424,31 @@ def test_strangers_cannot_fill_the_journal(running: Running, caplog: pytest.LogC
         assert running.live() == 200
 
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+# --- refused credentials ----------------------------------------------------------------------------------------------
+
+
+def test_refusals_wait_over_tls_and_stand_in_the_text_log_when_it_stops(tmp_path: Path) -> None:
+    crt, key = certificate(tmp_path, "tls")
+    log = tmp_path / "refusals.log"
+    made = Running(values(tmp_path, certificate=crt, key=key, failures=1, refusals_log=str(log)))
+    connection = http.client.HTTPSConnection("127.0.0.1", made.port, timeout=5, context=made.context())
+    taken = []
+    try:
+        with contextlib.closing(connection):
+            for _ in range(2):
+                begun = time.monotonic()
+                connection.request("POST", "/predict", b"x" * 100_000)  # kept, though its body was not read yet
+                assert connection.getresponse().read()
+                taken.append(time.monotonic() - begun)
+    finally:
+        made.close()
+
+    assert taken[0] < 0.25 <= taken[1]
+    assert [line.partition("address=")[2] for line in log.read_text().splitlines()] == ["127.0.0.1 count=1"] * 2
+
+
+def test_a_text_log_that_cannot_be_written_ends_the_start(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"refusals log .*: cannot be written: no such file"):
+        Edge(values(tmp_path, refusals_log=str(tmp_path / "nowhere" / "refusals.log")))

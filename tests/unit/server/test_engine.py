@@ -83,6 +83,20 @@ def log(place: serving.Site) -> list[dict[str, Any]]:
     return [dict(record) for _, record in records(place.folder / "audit")]
 
 
+def test_a_torn_tail_is_cut_and_the_start_record_tells_how_much(place: serving.Site) -> None:
+    path = place.seal()
+    with place.engine(path, started=False):
+        pass
+    newest = max((place.folder / "audit").glob("*.log"))
+    with newest.open("ab") as file:
+        file.write(b"\5\0\0\0\0")
+    with place.engine(path, started=False):
+        pass
+    starts = [record for record in log(place) if record["event"] == "start"]
+    assert [record["recovered_bytes"] for record in starts] == [0, 5]
+    verify(place.folder / "audit", verifier=place.log_key.verifier)
+
+
 def test_from_start_to_stop_everything_is_recorded(
     place: serving.Site, loop: serving.Loop, links: list[EngineLink]
 ) -> None:
@@ -486,7 +500,8 @@ def test_stopping_with_a_broken_log_ends_all_the_same(
         monkeypatch.setattr("pericard.audit.log.os.fdatasync", broken)
         with pytest.raises(AuditUnavailable):
             loop.run(put(link, GOOD))
-        link.event({"event": "refused", "code": "unauthenticated", "address": "192.0.2.1"})
+        told = {"event": "refused", "code": "unauthenticated", "address": "192.0.2.1"}
+        loop.loop.call_soon_threadsafe(link.event, told)
 
     monkeypatch.undo()
     assert [record["event"] for record in log(place)] == ["start", "model-loaded", "trust-state"]

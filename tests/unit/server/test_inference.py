@@ -13,7 +13,7 @@ import pytest
 from answering import CATALOG, Desk, catalog
 from played_engine import until
 
-from pericard.auth import Principal
+from pericard.auth import Grant, Principal
 from pericard.edge.catalog import Catalog
 from pericard.edge.http import Gone, Head
 from pericard.edge.inference import Inference, Row, Terms, trace_of
@@ -23,7 +23,7 @@ from pericard.pipe.frames import unpack_question
 
 MODEL = Catalog(CATALOG).model("m")
 TERMS = Terms(5.0)
-RIS = Principal("ris", "abc", ("predict",), ("*",))
+RIS = Principal("ris", "abc", (Grant(frozenset({"predict"}), ("*",)),))
 
 
 def strips(*values: tuple[float, float]) -> list[Row | PericardError]:

@@ -38,7 +38,7 @@ PRIVATE: dict[str, tuple[Any, str, int]] = {
 PUBLIC: dict[str, tuple[Any, Callable[[Any], Any], str, int]] = {
     "recipient": (Recipient, lambda made: made.recipient, "pericard-recipient-v1", 1216),
     "publisher": (Publisher, lambda made: made.publisher, "pericard-publisher-v1", 1984),
-    "log": (LogVerifier, lambda made: made.verifier, "pericard-log-v1", 32),
+    "log": (LogVerifier, lambda made: made.verifier, "pericard-log-v2", 1344),
 }
 OWNER = {"recipient": Identity, "publisher": PublisherKey, "log": LogKey}
 
@@ -244,7 +244,7 @@ def test_a_public_key_file_round_trips(name: str, tmp_path: Path) -> None:
     public.write(path)
 
     assert kind.read(path).public == public.public
-    assert len(public.public) == length
+    assert len(public.public + (getattr(public, "second", None) or b"")) == length
     assert path.read_text("ascii").split("\n")[1].startswith(word + " ")
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
     with pytest.raises(KeyFileInvalid, match="exists already"):
@@ -392,6 +392,36 @@ def test_a_log_head_verifies_with_its_key_only() -> None:
         with pytest.raises(BadSignature, match="log head"):
             verifier.verify(message, signature)
     assert key.commitment_key == bytes(range(32, 64))
+
+
+def test_a_log_key_has_a_second_half_that_follows_from_the_first(tmp_path: Path) -> None:
+    key, other = LogKey(bytes(range(64))), LogKey(bytes(range(32)) + bytes(32))
+    assert key.verifier.second == other.verifier.second  # the commitment key has no part in it
+    assert key.verifier.second != LogKey(bytes(64)).verifier.second
+    signature = key.sign_second(b"head")
+    other.verifier.verify_second(b"head", signature)
+    for verifier, message in (
+        (LogKey(bytes(64)).verifier, b"head"),
+        (key.verifier, b"another head"),
+        (LogVerifier(key.verifier.public), b"head"),
+    ):
+        with pytest.raises(BadSignature, match="log head"):
+            verifier.verify_second(message, signature)
+    with pytest.raises(KeyFileInvalid):
+        LogVerifier(key.verifier.public, bytes(31))
+
+
+def test_a_log_s_public_file_of_before_is_still_read(tmp_path: Path) -> None:
+    key = LogKey(bytes(range(64)))
+    LogVerifier(key.verifier.public).write(tmp_path / "old.pub")
+    assert (tmp_path / "old.pub").read_text().splitlines()[1].startswith("pericard-log-v1 ")
+    found = LogVerifier.read(tmp_path / "old.pub")
+    assert (found.public, found.second) == (key.verifier.public, None)
+    data = base64.b64encode(key.verifier.public).decode()
+    for line in (f"pericard-log-v2 {data}\n", f"pericard-log-v3 {data}\n"):
+        (tmp_path / "wrong.pub").write_text(line)
+        with pytest.raises(KeyFileInvalid):
+            LogVerifier.read(tmp_path / "wrong.pub")
 
 
 # --- secrets

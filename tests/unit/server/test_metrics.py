@@ -9,6 +9,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
+from pericard.engine.forwarding import Forwarding
 from pericard.metrics import Metrics
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -32,6 +33,8 @@ PROMISED = {
     "pericard_known_answer_failures": ("counter", {"model"}),
     "pericard_known_answers_passed_timestamp": ("gauge", {"model"}),
     "pericard_engine_confinement": ("gauge", {"layer"}),
+    "pericard_policy_loads": ("counter", {"result"}),
+    "pericard_policy_refused": ("gauge", set()),
 }
 
 
@@ -76,7 +79,9 @@ def test_two_of_them_do_not_meet() -> None:
 
 
 def test_the_alerts_ask_only_for_what_there_is() -> None:
-    text = Metrics().render().decode() + "pericard_requests_total pericard_predictions_total pericard_build_info"
+    metrics = Metrics()
+    metrics.registry.register(Forwarding(Path("none"), lambda: 0))  # where a collector is configured
+    text = metrics.render().decode() + "pericard_requests_total pericard_predictions_total pericard_build_info"
     known = set(re.findall(r"pericard_\w+", text)) | set(PROMISED)
     rules = yaml.safe_load((ROOT / "configs/prometheus/alerts.yml").read_text(encoding="utf-8"))
     asked = {

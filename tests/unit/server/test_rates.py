@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pericard.engine import rates
-from pericard.engine.rates import Rates
+from pericard.engine.rates import NO_LIMITS, Limits, Rates
 from pericard.errors import RateLimited
 
 
-def admitted(found: Rates, principal: str, now: float) -> bool:
+def admitted(found: Rates, principal: str, now: float, limits: Limits = NO_LIMITS) -> bool:
     try:
-        found.admit(principal, now)
+        found.admit(principal, now, limits)
     except RateLimited:
         return False
     return True
@@ -32,6 +32,16 @@ def test_a_burst_then_the_rate() -> None:
     assert [admitted(found, "a", 10.0) for _ in range(5)] == [True, True, True, False, False]
     assert [admitted(found, "a", 10.5) for _ in range(2)] == [True, False]
     assert [admitted(found, "a", 100.0) for _ in range(4)] == [True, True, True, False]
+
+
+def test_a_principals_own_limits_come_before_everybodys() -> None:
+    found, own = Rates(1000.0, burst=1000), Limits(rate=2.0, burst=3)
+
+    assert [admitted(found, "a", 10.0, own) for _ in range(4)] == [True, True, True, False]
+    assert all(admitted(found, "b", 10.0, NO_LIMITS) for _ in range(1000))
+    assert [admitted(found, "a", 10.5, own) for _ in range(2)] == [True, False]
+    assert admitted(Rates(), "a", 0.0, Limits(rate=0.5, burst=1))
+    assert [admitted(found, "c", 0.0, Limits(burst=2)) for _ in range(3)] == [True, True, False]
 
 
 def test_a_refusal_says_how_long_and_costs_nothing() -> None:

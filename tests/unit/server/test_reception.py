@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from receiving import GOOD, Counter, Edge
 
 from pericard.engine import reception
-from pericard.engine.rates import Rates
+from pericard.engine.evidence import ASKS
+from pericard.engine.rates import NO_LIMITS, Rates
 from pericard.errors import PericardError, PipeError, UnknownModel
 from pericard.pipe import FrameReader, FrameType, Question, encode, frames
 from pericard.pipe.region import MIN_SIZE
@@ -55,7 +56,7 @@ def test_a_question_becomes_a_job(counter: Counter, edge: Edge) -> None:
     (job,) = counter.work().jobs
 
     assert (job.link, job.number, job.served, job.question.priority) == (edge.link, 7, counter.served, 1)
-    assert job.caller._asdict() == serving.CALLER
+    assert job.caller._asdict() == {**serving.CALLER, "limits": NO_LIMITS}
     assert before + 2.9 < job.deadline <= time.monotonic() + 3
     assert (job.question.request_id, job.question.trace) == (b"r-1", b"ab" * 16)
 
@@ -97,7 +98,47 @@ def test_callers_have_a_rate_and_a_share(make: Callable[..., Counter]) -> None:
     assert two.error(1) == "rate-limited"
 
 
+def test_a_caller_has_limits_of_its_own(make: Callable[..., Counter]) -> None:
+    counter = make(rates=Rates(), per_caller=100)
+    edge = counter.edge()
+    slow, narrow = b'{"principal":"slow","limits":[0.001,2,null]}', b'{"principal":"narrow","limits":[null,null,1]}'
+    for number in (1, 2, 3):
+        edge.ask(number, caller=slow)
+    assert edge.error(3) == "rate-limited"
+    for number in (4, 5):
+        edge.ask(number, caller=narrow)
+    assert edge.error(5) == "rate-limited"
+    for number in (6, 7, 8):
+        edge.ask(number, caller=b'{"principal":"wide"}')
+    assert [job.number for job in counter.work().jobs] == [1, 2, 4, 6, 7, 8]
+
+    edge.ask(9, caller=b'{"principal":"slow","limits":[null,null,null]}')  # a policy that changed counts at once
+    assert [job.number for job in counter.work().jobs] == [9]
+
+
+def test_an_edge_says_which_policy_is_in_force(make: Callable[..., Counter]) -> None:
+    counter = make()
+    edge = counter.edge()
+    edge.say(encode(FrameType.EVENT, 0, {"event": "policy-loaded", "code": "", "policy": "ab" * 32}))
+    refused = {"event": "policy-refused", "code": "config-invalid", "policy": "ab" * 32}
+    edge.say(encode(FrameType.EVENT, 0, refused))
+    counter.read()
+
+    assert counter.work().events == [
+        {"event": "policy-loaded", "policy": "ab" * 32},
+        refused,
+    ]
+    assert counter.metrics.policy_refused._value.get() == 1
+    found = [counter.metrics.policy_loads.labels(result)._value.get() for result in ("ok", "config-invalid")]
+    assert found == [1, 1]
+
+
 CALLERS = {
+    "a rate below zero": b'{"limits":[-1,null,null]}',
+    "a rate of zero": b'{"limits":[0,null,null]}',
+    "no burst": b'{"limits":[1,0,null]}',
+    "half a row": b'{"limits":[null,null,0.5]}',
+    "limits in words": b'{"limits":"none"}',
     "nothing": b"",
     "no object": b"[]",
     "null": b"null",
@@ -122,7 +163,7 @@ def test_a_caller_that_cannot_be_read_is_that_questions_error(counter: Counter, 
 def test_a_caller_without_a_name_has_an_empty_one(counter: Counter, edge: Edge, caller: bytes) -> None:
     edge.ask(1, caller=caller)
 
-    assert counter.work().jobs[0].caller == ("", "", "")
+    assert counter.work().jobs[0].caller == ("", "", "", NO_LIMITS)
 
 
 def test_what_is_remembered_of_callers_is_short_and_bounded(
@@ -284,6 +325,35 @@ def test_an_operation_that_fails_says_why_and_no_more(
     for number in range(3):
         edge.say(encode(FrameType.ASK, number, {"ask": "load"}))
         assert edge.error(number) == code
+
+
+@pytest.mark.parametrize("name", ASKS)
+def test_the_log_is_read_beside_everything_else(counter: Counter, edge: Edge, name: str) -> None:
+    let, begun = threading.Event(), threading.Event()
+
+    def wait(*asked: Any) -> bytes:
+        begun.set()
+        assert let.wait(10)
+        return json.dumps(asked).encode()
+
+    counter.evidence = wait
+    count = reception._MOST_ASKED
+    edge.say(*(encode(FrameType.ASK, number, {"ask": name}) for number in range(count)))
+    assert begun.wait(5)
+    edge.say(encode(FrameType.ASK, 99, {"ask": name}))
+    assert edge.error(99) == "overloaded"
+    edge.say(encode(FrameType.ASK, 98, {"ask": "unload"}))  # that is another line
+    assert edge.hear().meta == {"done": "unload"}
+    edge.ask(5)
+    assert len(counter.work().jobs) == 1
+    let.set()
+    assert [edge.hear().request for _ in range(count)] == list(range(count))
+
+    edge.say(encode(FrameType.ASK, 1, {"ask": name, "index": 4, **serving.CALLER}))
+    reply = edge.hear()
+    assert (reply.type, reply.request, json.loads(reply.body)[0]) == (FrameType.REPLY, 1, name)
+    assert json.loads(reply.body)[1]["index"] == 4
+    assert json.loads(reply.body)[2] == serving.CALLER
 
 
 # --- coming and going -------------------------------------------------------------------------------------------------

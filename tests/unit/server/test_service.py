@@ -95,7 +95,9 @@ def test_without_a_synced_log_nothing_is_answered_and_it_recovers(desk: Desk, mo
     desk.service._reopened = time.monotonic() - 1.1
     assert outcomes(desk.ask(GOOD)) == ["ok"]
     assert desk.metric("pericard_audit_available") == 1
-    assert [record["outcome"] for record in desk.records()] == ["ok"]
+    recovered, answered = desk.records()
+    assert (recovered["event"], answered["outcome"]) == ("log-recovered", "ok")
+    assert recovered["bytes"] == desk.log.recovered_bytes > 0
     assert desk.metric("pericard_requests_total", code="audit-unavailable") == 5
     counted = desk.statistics()["inference_stats"]
     assert (counted["fail"]["count"], counted["success"]["count"]) == (5, 1)

@@ -67,6 +67,29 @@ def test_the_tls_keys_stand_in_the_comment() -> None:
     assert example["minimum_version"] == settings.Tls("a", "b").minimum_version
 
 
+def test_the_keys_of_the_collector_stand_in_the_comment() -> None:
+    text = SHOWN.read_text(encoding="utf-8")
+    (example,) = re.findall(r"# A collector[^{]*(\{[^}]*\})", text)
+    shown = yaml.safe_load(example.replace("\n#", ""))
+    made = settings.Forward(host="h", ca="c", certificate="c", key="k")
+
+    assert shown.keys() == set(settings.Forward.__struct_fields__)
+    for name in ("port", "cursor", "checkpoint_seconds", "timeout_seconds"):
+        assert shown[name] == getattr(made, name), name
+
+
+def test_the_paths_of_the_collector_are_relative_to_the_file(tmp_path: Path) -> None:
+    found = load(
+        tmp_path, forward={"host": "siem", "ca": "ca.pem", "certificate": "/etc/a.crt", "key": "a.key"}
+    ).forward
+
+    assert found is not None
+    assert (found.ca, found.certificate) == (str(tmp_path / "ca.pem"), "/etc/a.crt")
+    assert found.cursor == str(tmp_path / "forward/cursor")
+    refused(tmp_path, forward={"host": "siem"})
+    refused(tmp_path, forward={"host": "", "ca": "a", "certificate": "b", "key": "c"})
+
+
 # --- what is taken ----------------------------------------------------------------------------------------------------
 
 
@@ -276,3 +299,27 @@ def test_beyond_loopback_tls_is_needed(tmp_path: Path, host: str, *, loopback: b
         assert "tls is needed" in error.message
     with_tls = load(tmp_path, listen={"host": host}, tls={"certificate": "a", "key": "b"})
     assert with_tls.tls is not None
+
+
+@pytest.mark.parametrize(
+    ("tls", "words"),
+    [
+        ({"clients": "required"}, "tls.client_ca is needed"),
+        ({"client_ca": "ca.pem", "minimum_version": "1.2"}, "needs tls.minimum_version 1.3"),
+        ({"client_ca": "ca.pem", "clients": "off"}, "clients"),
+        ({"client_ca": True}, "client_ca"),
+    ],
+)
+def test_client_certificates_need_who_vouches_for_them(tmp_path: Path, tls: dict[str, Any], words: str) -> None:
+    error = refused(tmp_path, tls={"certificate": "a", "key": "b", **tls})
+
+    assert words in error.message
+
+
+def test_the_files_about_callers_begin_at_the_file(tmp_path: Path) -> None:
+    tls = {"certificate": "a", "key": "b", "client_ca": "ca.pem", "clients": "required"}
+    found = load(tmp_path, tls=tls, policy="policy.yaml")
+
+    assert found.policy == f"{tmp_path}/policy.yaml"
+    assert found.tls is not None
+    assert (found.tls.client_ca, found.tls.clients) == (f"{tmp_path}/ca.pem", "required")

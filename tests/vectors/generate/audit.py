@@ -12,8 +12,9 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
-from pericard.audit import AuditLog, checkpoint, default_origin, record, segment
+from pericard.audit import AuditLog, checkpoint, default_origin, note, pruned, record, segment
 from pericard.audit.proof import CompactRange, consistency_proof, inclusion_proof, leaf_hash
 from pericard.audit.receipt import receipt
 from pericard.keys import LogKey
@@ -66,6 +67,14 @@ def write_whole(directory: Path) -> None:
         with AuditLog.open(directory, key=KEY, clock=lambda: next(ticks)) as opened:
             for group in groups:
                 opened.commit(group)
+    first_signature_only(directory)
+
+
+def first_signature_only(directory: Path) -> None:
+    """Take the second signature off the published head: ML-DSA draws random numbers, and these files are fixed."""
+    published = directory / note.FILE
+    text, _, lines = published.read_bytes().partition(b"\n\n")
+    published.write_bytes(text + b"\n\n" + lines.splitlines(keepends=True)[0])
 
 
 def path(directory: Path, first: int = 0) -> Path:
@@ -107,6 +116,46 @@ def know(directory: Path, head: bytes) -> None:
 def whole(directory: Path) -> None:
     """Nothing is wrong."""
     write_whole(directory)
+
+
+def write_pruned(directory: Path) -> None:
+    """The whole log and a third session, pruned up to record 4."""
+    write_whole(directory)
+    with AuditLog.open(directory, key=KEY, clock=lambda: START + 10_000_000) as opened:
+        opened.commit([{"event": "start"}])
+    first_signature_only(directory)
+    pruned.prune(directory, segment.listing(directory)[0])
+
+
+@log(None, size=7)
+def pruned_log(directory: Path) -> None:
+    """Records 0 to 3 were pruned; their leaf hashes lead to the heads behind them."""
+    write_pruned(directory)
+
+
+@log("audit-record-altered")
+def pruned_leaf_altered(directory: Path) -> None:
+    """One leaf hash of a pruned record is another."""
+    write_pruned(directory)
+    leaves = directory / f"{0:020d}.leaves"
+    data = bytearray(leaves.read_bytes())
+    data[40] ^= 1
+    leaves.write_bytes(data)
+
+
+@log("audit-log-truncated")
+def pruned_leaves_missing(directory: Path) -> None:
+    """Not even the leaf hashes of the pruned records are there."""
+    write_pruned(directory)
+    (directory / f"{0:020d}.leaves").unlink()
+
+
+@log("audit-log-invalid")
+def pruned_leaves_cut(directory: Path) -> None:
+    """The leaf hashes end in half of one."""
+    write_pruned(directory)
+    leaves = directory / f"{0:020d}.leaves"
+    leaves.write_bytes(leaves.read_bytes()[:-16])
 
 
 @log(None, size=6)
@@ -367,6 +416,7 @@ def rewritten(directory: Path) -> None:
     shutil.rmtree(directory)
     with AuditLog.open(directory, key=KEY, clock=lambda: START) as opened:
         opened.commit([{"event": "start"}] * 6)
+    first_signature_only(directory)
     shutil.move(directory.parent / "kept", directory / "known-head")
 
 
@@ -454,6 +504,69 @@ def receipts(directory: Path) -> list[dict[str, object]]:
     return found
 
 
+def refused_receipts(directory: Path) -> list[dict[str, object]]:
+    """A receipt with one thing wrong each, and which part of it does not hold."""
+    good, other = receipts(directory)[3], receipts(directory)[4]
+    head, nodes = str(good["head"]), list(cast("list[str]", good["proof"]))
+    foreign = checkpoint.sign(ORIGIN, 6, bytes(32), STRANGER).decode()
+    altered = head.replace("\n6\n", "\n7\n")
+    grown = checkpoint.sign(ORIGIN, 8, bytes(range(32)), KEY).decode()
+    cases: list[tuple[str, str, dict[str, object]]] = [
+        ("another member", "record", {"record": str(good["record"]).replace("ecg-anomaly", "ecg-anomalx")}),
+        ("another record", "record", {"record": other["record"]}),
+        ("another index", "record", {"record": str(good["record"]).replace('"index":3', '"index":2')}),
+        ("a hash is missing", "record", {"proof": nodes[1:]}),
+        ("a hash is too many", "record", {"proof": [*nodes, "00" * 32]}),
+        ("hashes in another order", "record", {"proof": nodes[::-1]}),
+        ("another record's proof", "record", {"proof": other["proof"]}),
+        ("no proof", "record", {"proof": []}),
+        ("a head of another tree", "record", {"head": grown}),
+        ("a head altered after it was signed", "head", {"head": altered}),
+        ("a head by another key", "head", {"head": foreign}),
+        ("a head of another log", "head", {"head": checkpoint.sign("another", 6, bytes(32), KEY).decode()}),
+        ("no head", "form", {"head": ""}),
+        ("a head without a signature", "form", {"head": head.partition("\u2014")[0]}),
+        ("a hash that is none", "form", {"proof": [*nodes[1:], "zz" * 32]}),
+        ("spaces in the record", "form", {"record": str(good["record"]).replace(",", ", ")}),
+        ("a record without an index", "form", {"record": '{"event":"predict","v":1}'}),
+        ("another input", "input", {"input": "input 4"}),
+        ("another answer", "answer", {"answer": "answer 4"}),
+        ("another opening key", "input", {"opening_key": other["opening_key"]}),
+    ]
+    return [{"why": why, "part": part, **good, **change} for why, part, change in cases]
+
+
+def heads() -> dict[str, object]:
+    """Published heads, with both signatures; each run makes others, so what is kept is not made again."""
+    second = KEY.verifier.second
+    if second is None:
+        raise AssertionError("a private key has both halves")
+    tree = CompactRange()
+    for at in range(6):
+        tree.append(leaf_hash(b"%d" % at))
+    plain = checkpoint.sign(ORIGIN, 6, tree.root(), KEY)
+    good = checkpoint.attest(plain, KEY)
+    other = checkpoint.attest(checkpoint.sign(ORIGIN, 5, tree.root(), KEY), KEY)
+    line, strange = (signed[len(plain) :] for signed in (good, other))
+    stranger = checkpoint.attest(checkpoint.sign(ORIGIN, 6, tree.root(), STRANGER), STRANGER)
+    cases = {
+        "both signatures": (True, good),
+        "the second one alone": (False, plain.partition("\u2014".encode())[0] + line),
+        "the first one alone": (False, plain),
+        "the second one of another size": (False, plain + strange),
+        "the second one twice, one of another size": (False, good + strange),
+        "the second one by another key": (False, plain + stranger.splitlines(keepends=True)[-1]),
+        "both, and a witness": (
+            True,
+            good + checkpoint.sign("w", 6, tree.root(), STRANGER).splitlines(keepends=True)[-1],
+        ),
+    }
+    return {
+        "second_public_key": second.hex(),
+        "heads": [{"why": why, "opens": opens, "head": head.decode()} for why, (opens, head) in cases.items()],
+    }
+
+
 def write_json(target: Path, value: object) -> None:
     target.write_text(json.dumps(value, indent=1, ensure_ascii=True) + "\n", "ascii")
 
@@ -469,6 +582,9 @@ def generate(target: Path) -> None:
         write_json(directory / "expected.json", expected)
     write_json(target / "examples.json", examples())
     write_json(target / "receipts.json", receipts(logs / "whole"))
+    write_json(target / "refused-receipts.json", refused_receipts(logs / "whole"))
+    if not (target / "published-heads.json").exists():
+        write_json(target / "published-heads.json", heads())
 
 
 if __name__ == "__main__":

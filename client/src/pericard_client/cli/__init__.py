@@ -35,13 +35,25 @@ _SERVER_OPTIONS = (
     click.option("--expect-manifest", metavar="SHA256", help="Accept answers of this model manifest alone."),
     click.option("--allow-plaintext", is_flag=True, help="Send the token unencrypted to another machine."),
 )
+_PROOF_OPTIONS = (
+    click.option(
+        "--server", envvar="PERICARD_SERVER", show_envvar=True, metavar="URL", help="Where to fetch receipts."
+    ),
+    *_SERVER_OPTIONS[1:],
+)
 _OUT = click.option("--out", type=click.Choice(["table", "json"]), default="table", show_default=True)
 
 
-def _server_options(command: F) -> F:
-    for option in reversed(_SERVER_OPTIONS):
-        command = option(command)
-    return command
+def _options_of(options: tuple[Callable[[F], F], ...]) -> Callable[[F], F]:
+    def add(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+_server_options = _options_of(_SERVER_OPTIONS)
 
 
 def run() -> None:
@@ -126,6 +138,33 @@ def _predict(files: tuple[Path, ...], picture: Path | None, out: str, **options:
     from pericard_client.cli import verbs
 
     return verbs.PredictRun(options, picture, out).run(files)
+
+
+@_group.command("receipt", epilog=EXITS, short_help="Verify that a saved answer is in the server's audit log.")
+@click.argument("answer", type=click.Path(path_type=Path))
+@click.option("--key", type=click.Path(path_type=Path), required=True, metavar="FILE", help="The log's key, log.pub.")
+@click.option("--receipt", "proof", type=click.Path(path_type=Path), metavar="FILE", help="Instead of fetching it.")
+@click.option("--input", "strip", type=click.Path(path_type=Path), metavar="FILE", help="The ECG, or what was sent.")
+@click.option("--item", type=click.IntRange(0), metavar="N", help="Only this one of the answer's receipts; from 0.")
+@click.option("--sampling-rate", type=float, metavar="HZ", help="Of an NPY recording.")
+@click.option("--unit", type=click.Choice(["mV", "uV", "V"]), help="Of an NPY recording.")
+@click.option("--leads", metavar="NAME,...", help="Of an NPY recording's rows.")
+@_OUT
+@_options_of(_PROOF_OPTIONS)
+def _receipt(
+    answer: Path, key: Path, proof: Path | None, strip: Path | None, item: int | None, out: str, **options: object
+) -> int:
+    """Verify that the server's audit log holds the saved ANSWER, and that it was about this ECG.
+
+    ANSWER is what the server answered to /predict, or what predict --out json printed. With --receipt FILE nothing is
+    asked of anybody: the log's public key is all that is believed. Without it the receipts are fetched, which takes a
+    token with the permission audit.
+    """
+    if proof is None and options["server"] is None:
+        raise click.UsageError("give --receipt, or --server to fetch it from")
+    from pericard_client.cli.receipt import ReceiptRun
+
+    return ReceiptRun(key, strip, out, options).run(answer, proof, item)
 
 
 @_group.command("bench", epilog=EXITS, short_help="Put load on a server and measure it.")

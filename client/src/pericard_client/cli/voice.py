@@ -9,13 +9,16 @@ import click
 from pericard_client.errors import (
     ClientError,
     ConnectionLost,
+    EvidenceError,
     FileError,
+    MalformedEvidence,
     ModelIdentityMismatch,
     NotSendable,
     ServerError,
     ServerUnreachable,
     TimedOut,
     Unavailable,
+    VerifierMissing,
     printable,
 )
 
@@ -28,8 +31,11 @@ Exit codes; of several failures the highest:
   2  unreadable file, or wrong usage
   4  server unavailable, after the retries
   5  another model answered than the one expected
+  6  evidence that does not hold
 """
 _KINDS: tuple[tuple[int, tuple[type[ClientError], ...]], ...] = (
+    (EXIT_USAGE, (MalformedEvidence, VerifierMissing)),
+    (6, (EvidenceError,)),
     (5, (ModelIdentityMismatch,)),
     (EXIT_UNAVAILABLE, (Unavailable, ServerUnreachable, TimedOut, ConnectionLost)),
     (EXIT_USAGE, (FileError, NotSendable)),

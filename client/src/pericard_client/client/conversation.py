@@ -23,7 +23,7 @@ from pericard_client.errors import (
     ServerUnreachable,
     Unavailable,
 )
-from pericard_client.models import ModelIdentity, ModelMetadata, PredictResult
+from pericard_client.models import ModelIdentity, ModelMetadata, PredictResult, Proof
 
 MOST_RETRIES = 10
 LONGEST_WAIT = 30.0
@@ -118,6 +118,12 @@ class Conversation:
     def models(self) -> Flow[tuple[str, ...]]:
         """List the caller's models."""
         return (yield from self._ask(self._get("/v2/models"), wire.parse_models))
+
+    def proof(self, index: int) -> Flow[Proof]:
+        """Fetch a record of the audit log with its proof."""
+        if index < 0:
+            raise NotSendable(f"record: {index} is not the index of one")
+        return (yield from self._ask(self._get(f"/audit/receipts/{index}"), wire.parse_proof))
 
     def ready(self) -> Flow[bool]:
         """Ask for readiness, without a credential."""

@@ -25,7 +25,7 @@ from pericard_client.errors import (
     TransportError,
     UnexpectedReply,
 )
-from pericard_client.models import ModelMetadata, PredictResult
+from pericard_client.models import ModelMetadata, PredictResult, Proof
 
 _LARGEST_REPLY = 64 << 20
 _ERRNO = re.compile(r"^\[Errno -?\d+\] ")
@@ -83,6 +83,10 @@ class Client:
     def models(self) -> tuple[str, ...]:
         """The names of the models that the token may use."""
         return self._run(self._talk.models())
+
+    def proof(self, index: int) -> Proof:
+        """A record of the audit log with its proof, for ``pericard_client.evidence``; the token needs ``audit``."""
+        return self._run(self._talk.proof(index))
 
     def ready(self) -> bool:
         """Whether the server can answer predictions now; needs no token."""
@@ -147,6 +151,10 @@ class AsyncClient:
     async def models(self) -> tuple[str, ...]:
         """As ``Client.models``."""
         return await self._run(self._talk.models())
+
+    async def proof(self, index: int) -> Proof:
+        """As ``Client.proof``."""
+        return await self._run(self._talk.proof(index))
 
     async def ready(self) -> bool:
         """As ``Client.ready``."""

@@ -5,7 +5,14 @@ it and every case can be tested from a file. A reply is used whole or not at all
 ``UnexpectedReply``, while fields that a newer server adds are passed over. The contract is ``docs/spec/http-api.md``.
 """
 
-from pericard_client.wire.replies import Reply, parse_metadata, parse_models, parse_prediction, parse_ready
+from pericard_client.wire.replies import (
+    Reply,
+    parse_metadata,
+    parse_models,
+    parse_prediction,
+    parse_proof,
+    parse_ready,
+)
 from pericard_client.wire.requests import Request, as_strips, batches, get_request, metadata_path, predict_request
 
 __all__ = [
@@ -18,6 +25,7 @@ __all__ = [
     "parse_metadata",
     "parse_models",
     "parse_prediction",
+    "parse_proof",
     "parse_ready",
     "predict_request",
 ]

@@ -44,6 +44,17 @@ class Fields:
         """A string, made fit for a terminal and a log."""
         return _text(self.fields.get(name), f"{self.where}.{name}")
 
+    def exact(self, name: str) -> str:
+        """A string as it came: for what is verified, never for a terminal."""
+        return _checked(self.fields.get(name), str, "a string", f"{self.where}.{name}")
+
+    def hashes(self, name: str) -> tuple[bytes, ...]:
+        """An array of 32 bytes each, in lower-case hex."""
+        texts = self.texts(name)
+        if not all(_SHA256.fullmatch(each) for each in texts):
+            raise UnexpectedReply(f"{self.where}.{name}: not 32 bytes each, in lower-case hex")
+        return tuple(map(bytes.fromhex, texts))
+
     def flag(self, name: str) -> bool:
         """True or false."""
         return _checked(self.fields.get(name), bool, "true or false", f"{self.where}.{name}")

@@ -15,6 +15,7 @@ from pericard_client.models import (
     ModelMetadata,
     Prediction,
     PredictResult,
+    Proof,
     Receipt,
     ScoreDescription,
     SignalContract,
@@ -42,6 +43,12 @@ def parse_ready(reply: Reply) -> bool:
     if reply.status not in {HTTPStatus.OK, HTTPStatus.SERVICE_UNAVAILABLE}:
         _refused(reply)
     return Fields.of_json(reply.body).flag("ready")
+
+
+def parse_proof(reply: Reply) -> Proof:
+    """A record with its proof; nothing of it is believed before it was verified."""
+    body = _accepted(reply)
+    return Proof(body.integer("index"), body.exact("record"), body.hashes("proof"), body.exact("head"))
 
 
 def parse_models(reply: Reply) -> tuple[str, ...]:

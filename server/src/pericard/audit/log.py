@@ -21,7 +21,7 @@ from typing import Final, NamedTuple, Self
 
 import msgspec
 
-from pericard.audit import checkpoint, note, record, segment
+from pericard.audit import checkpoint, note, pruned, record, segment
 from pericard.audit.proof import CompactRange, leaf_hash
 from pericard.audit.verify import check_reach, known_heads, replay
 from pericard.errors import AuditLogInvalid, AuditUnavailable, LogTruncated
@@ -86,6 +86,7 @@ class AuditLog:
         self._failure: str | None = "is not open"
         self._durable = _Durable(CompactRange(), None, None, CompactRange(), 0)
         self._unpublished = 0  # groups since the head was last published
+        self._published: bytes | None = None
 
     @classmethod
     def open(
@@ -127,6 +128,11 @@ class AuditLog:
                 raise _unavailable(f"cannot be opened: {_reason(error)}") from error
             raise
         return log
+
+    @property
+    def directory(self) -> Path:
+        """Where its files lie."""
+        return self._directory
 
     @property
     def next_index(self) -> int:
@@ -175,7 +181,8 @@ class AuditLog:
     def publish(self) -> bytes | None:
         """Write the head over everything durable to the file ``checkpoint`` and return it; None while the log is empty.
 
-        This is the head to show to others: what it covers is on disk, so no crash can make the log take it back.
+        This is the head to show to others: what it covers is on disk, so no crash can make the log take it back, and it
+        has both signatures.
 
         Raises:
             AuditUnavailable: the disk refuses.
@@ -184,10 +191,11 @@ class AuditLog:
             raise _unavailable(self._failure)
         head = self._durable.head
         if head is not None and self._unpublished:
+            signed = checkpoint.attest(head, self._key)
             with self._writing():
-                note.store(self._directory, head)
-            self._unpublished = 0
-        return head
+                note.store(self._directory, signed)
+            self._published, self._unpublished = signed, 0
+        return self._published
 
     def reopen(self) -> None:
         """Get a failed log going again from what the disk really holds; a healthy one is left alone.
@@ -284,8 +292,14 @@ class AuditLog:
         segments = segment.listing(self._directory)
         if segments:
             _refresh(segments[-1].path)
-        found = replay(segments, origin=self.origin, verifier=self._key.verifier, known=known, thorough=False)
+        verifier = self._key.verifier
+        tree, strange = pruned.tree(self._directory, known)
+        found = replay(
+            segments, origin=self.origin, verifier=verifier, known=known, tree=tree, strange=strange, thorough=False
+        )  # fmt: skip
         check_reach(found.tree.size, known)  # before anything is cut
+        if tree.size and found.head is None:
+            raise LogTruncated(f"records from {tree.size} on: are gone, and with them what proves those before")
         newest = segments[-1] if segments else None
         self._durable = _Durable(found.tree, found.head, newest, CompactRange(), found.end)
         self._cut_back()

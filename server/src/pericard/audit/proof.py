@@ -76,19 +76,7 @@ def inclusion_proof(leaves: Iterable[bytes], index: int, size: int) -> list[byte
     Raises:
         ValueError: there is no such leaf, or fewer leaves than ``size``.
     """
-    if not 0 <= index < size:
-        raise ValueError(f"leaf {index} is not in a tree of {size}")
-    siblings: list[tuple[int, int]] = []
-    low, high = 0, size
-    while high - low > 1:
-        middle = low + _split(high - low)
-        if index < middle:
-            siblings.append((middle, high))
-            high = middle
-        else:
-            siblings.append((low, middle))
-            low = middle
-    return _roots_of(leaves, siblings[::-1])
+    return _roots_of(leaves, inclusion_spans(index, size))
 
 
 def consistency_proof(leaves: Iterable[bytes], old: int, new: int) -> list[bytes]:
@@ -97,12 +85,42 @@ def consistency_proof(leaves: Iterable[bytes], old: int, new: int) -> list[bytes
     Raises:
         ValueError: the sizes are out of order, or there are fewer leaves than ``new``.
     """
+    return _roots_of(leaves, consistency_spans(old, new))
+
+
+def inclusion_spans(index: int, size: int) -> list[tuple[int, int]]:
+    """The spans of leaves, first and one past the last, whose roots are an inclusion proof, in its order.
+
+    Raises:
+        ValueError: there is no such leaf.
+    """
+    if not 0 <= index < size:
+        raise ValueError(f"leaf {index} is not in a tree of {size}")
+    siblings: list[tuple[int, int]] = []
+    low, high = 0, size
+    while high - low > 1:
+        middle = low + split(high - low)
+        if index < middle:
+            siblings.append((middle, high))
+            high = middle
+        else:
+            siblings.append((low, middle))
+            low = middle
+    return siblings[::-1]
+
+
+def consistency_spans(old: int, new: int) -> list[tuple[int, int]]:
+    """The spans of leaves whose roots are a consistency proof, in its order.
+
+    Raises:
+        ValueError: the sizes are out of order.
+    """
     if not 0 < old <= new:
         raise ValueError(f"a tree of {new} leaves cannot continue one of {old}")
     spans: list[tuple[int, int]] = []
     low, high, whole = 0, new, True
     while high != old:
-        middle = low + _split(high - low)
+        middle = low + split(high - low)
         if old <= middle:
             spans.append((middle, high))
             high = middle
@@ -111,7 +129,7 @@ def consistency_proof(leaves: Iterable[bytes], old: int, new: int) -> list[bytes
             low, whole = middle, False
     if not whole:
         spans.append((low, high))
-    return _roots_of(leaves, spans[::-1])
+    return spans[::-1]
 
 
 def check_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[bytes], root: bytes) -> None:
@@ -181,7 +199,7 @@ def _climb(position: int, last: int) -> tuple[int, int]:
     return position, last
 
 
-def _split(count: int) -> int:
+def split(count: int) -> int:
     """The largest power of two smaller than ``count`` (> 1)."""
     return 1 << ((count - 1).bit_length() - 1)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pericard.audit import note, record, segment
+from pericard.audit import note, pruned, record, segment
 from pericard.errors import AuditLogInvalid, LogTruncated
 
 
@@ -18,7 +18,7 @@ def records(directory: Path, start: int = 0, stop: int | None = None) -> Iterato
     """Yield (index, record) for what lies under a head, in order; checks structure, not signatures.
 
     Works beside a running log; a torn tail is left out. The newest group may not be durable yet: whoever sends records
-    away stops at :func:`published`.
+    away stops at :func:`published`. Records that were pruned are not there: it begins with the first that is.
 
     Raises:
         RecordAltered: a frame or a record is damaged.
@@ -34,7 +34,7 @@ def raw_records(directory: Path, start: int = 0, stop: int | None = None) -> Ite
     with reading(directory):
         segments = segment.listing(directory)
         at = max((place for place, part in enumerate(segments) if part.first <= start), default=0)
-        for group in segment.Walk(segments[at:], segments[at].first if at else 0):
+        for group in segment.Walk(segments[at:], segments[at].first if at else pruned.beginning(directory)):
             for index, data in enumerate(group.records, group.first):
                 if stop is not None and index >= stop:
                     return
@@ -67,6 +67,20 @@ def latest(directory: Path, member: str) -> tuple[int, dict[str, object]] | None
             if found is not None:
                 return found
             following = part.first
+    return None
+
+
+def time_of_last(directory: Path, size: int) -> str | None:
+    """The time of the last of ``size`` records; None if there is none, or it carries no time.
+
+    Raises:
+        RecordAltered: a frame or a record is damaged.
+        LogTruncated: a segment is missing.
+        AuditLogInvalid: the directory cannot be read as a log.
+    """
+    for _, fields in records(directory, max(0, size - 1), size):
+        time = fields.get("time")
+        return time if isinstance(time, str) else None
     return None
 
 

@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from pericard.audit.note import MAX_NOTE
 from pericard.audit.record import MAX_RECORD
@@ -27,6 +27,7 @@ RECORD: Final = 1
 HEAD: Final = 2
 MAX_GROUP: Final = 16 * 1024 * 1024
 MAX_SEGMENT: Final = 256 * 1024 * 1024
+WINDOW: Final = 256 * 1024
 
 _HEADER = struct.Struct("<IIB")
 _LIMIT = {RECORD: MAX_RECORD, HEAD: MAX_NOTE}
@@ -49,8 +50,8 @@ class Segment:
     path: Path
     first: int
 
-    def read(self) -> bytes:
-        """Everything in the file at this moment.
+    def read(self, offset: int = 0, most: int | None = None) -> bytes:
+        """What is in the file at this moment, from ``offset`` on and no more than ``most`` bytes of it.
 
         Raises:
             AuditLogInvalid: it is not a regular file, or larger than the log ever makes one.
@@ -63,7 +64,8 @@ class Segment:
                 raise AuditLogInvalid(f"segment {self.path.name}: is not a regular file")
             if found.st_size > MAX_SEGMENT:
                 raise AuditLogInvalid(f"segment {self.path.name}: is larger than {MAX_SEGMENT} bytes")
-            return file.read(found.st_size)
+            file.seek(offset)
+            return file.read(max(0, found.st_size - offset) if most is None else most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,20 @@ class Group:
     records: list[bytes]
     head: bytes
     end: int
+
+
+class Place(NamedTuple):
+    """Where a group begins: so that a reader can come back to it without reading what lies before.
+
+    Attributes:
+        segment: index of the first record of its segment.
+        offset: in that file, in bytes.
+        first: index of its own first record.
+    """
+
+    segment: int
+    offset: int
+    first: int
 
 
 def file_name(first: int) -> str:
@@ -137,12 +153,7 @@ class Walk:
             if segment.first < following:
                 raise AuditLogInvalid(f"segment {segment.path.name}: repeats records before {following}")
             newest = segment is self._segments[-1]
-            try:
-                data = segment.read()
-            except FileNotFoundError:
-                if not newest:
-                    raise
-                data = b""  # the log removes its newest segment while it is still empty
+            data = _part(segment, 0, None, newest=newest)
             self.end = 0
             for group in groups(data, segment.first, newest=newest):
                 self.end, following = group.end, group.first + len(group.records)
@@ -171,6 +182,42 @@ def groups(data: bytes, first: int, *, newest: bool) -> Iterator[Group]:
         raise RecordAltered(f"record {first}: its segment goes on behind the last head")
     if len(data) - done > MAX_GROUP:
         raise RecordAltered(f"record {first}: more bytes follow the last head than one group has")
+
+
+def onward(segments: Sequence[Segment], place: Place, window: int = WINDOW) -> Iterator[tuple[Place, Group]]:
+    """Yield the whole groups from a place on, each with its own place, and read no more than a window at a time.
+
+    What lies behind the last whole group of a segment is passed over: who must know reads by :class:`Walk`.
+
+    Raises:
+        RecordAltered: a frame is damaged.
+        LogTruncated: a segment is missing.
+    """
+    following = place.first
+    for part in segments:
+        if part.first < place.segment:
+            continue
+        offset, size = (place.offset if part.first == place.segment else 0), window
+        if not offset and part.first != following:
+            raise LogTruncated(f"records {following} to {part.first - 1}: their segment is missing")
+        more = True
+        while more:
+            data = _part(part, offset, size, newest=part is segments[-1])
+            done = 0
+            for group in groups(data, following, newest=True):
+                yield Place(part.first, offset + done, group.first), group
+                done, following = group.end, group.first + len(group.records)
+            more = len(data) == size
+            offset, size = offset + done, size if done else 2 * size  # a group may be longer than the window
+
+
+def _part(part: Segment, offset: int, most: int | None, *, newest: bool) -> bytes:
+    try:
+        return part.read(offset, most)
+    except FileNotFoundError:
+        if not newest:
+            raise
+        return b""  # the log removes its newest segment while it is still empty
 
 
 def _frames(data: bytes, first: int) -> Iterator[tuple[int, bytes]]:

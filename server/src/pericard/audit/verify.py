@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pericard.audit import checkpoint, note, proof, record, segment
+from pericard.audit import checkpoint, note, proof, pruned, record, segment
 from pericard.audit.reading import reading
 from pericard.errors import AuditError, AuditLogInvalid, LogTruncated, RecordAltered, SplitView
 from pericard.keys import LogVerifier
@@ -30,6 +30,7 @@ class Report:
         root: root hash over them, in hex.
         covered: records under the largest head that was given from elsewhere: up to here history is proven even
             against whoever holds the log key or the disk; the rest rests on this log's own word.
+        first: index of the first record that is there; of those before it, which were pruned, the leaf hashes are.
         segments: files read.
         torn: bytes behind the last head, which are not part of the log: a group being written, or one that a crash cut.
         first_time: time of the first record.
@@ -40,6 +41,7 @@ class Report:
     size: int
     root: str
     covered: int
+    first: int
     segments: int
     torn: int
     first_time: str
@@ -83,13 +85,16 @@ def verify(directory: Path, *, verifier: LogVerifier, origin: str | None = None,
         AuditLogInvalid: this is not a log of this key and name, or there is nothing signed in it.
     """
     name = checkpoint.default_origin(verifier) if origin is None else origin
-    outside = known_heads(heads, name, verifier)  # 1. every known head opens, and no two disagree
+    outside = known_heads(heads, name, verifier, signed_twice=True)  # 1. every known head opens, and no two disagree
     with reading(directory):
         published = note.load(directory)
-        known = known_heads([published] if published is not None else [], name, verifier, beside=outside)
-        # 2. the segments; that each begins where the one before it ended is checked as they are read, in 3. to 7.
+        kept = [published] if published is not None else []
+        known = known_heads(kept, name, verifier, beside=outside, signed_twice=True)
+        # 2. what was pruned, and the segments; that each begins where the one before it ended is checked as they are
+        # read, in 3. to 7.
         segments = segment.listing(directory)
-        found = replay(segments, origin=name, verifier=verifier, known=known)
+        tree, strange = pruned.tree(directory, known)
+        found = replay(segments, origin=name, verifier=verifier, known=known, tree=tree, strange=strange)
     # 8. no known head reaches beyond the log
     check_reach(found.tree.size, known)
     if found.head is None:
@@ -99,6 +104,7 @@ def verify(directory: Path, *, verifier: LogVerifier, origin: str | None = None,
         size=found.tree.size,
         root=found.tree.root().hex(),
         covered=max(outside, default=0),
+        first=tree.size,
         segments=len(segments),
         torn=found.torn,
         first_time=found.first_time,
@@ -113,6 +119,7 @@ def replay(
     verifier: LogVerifier,
     known: Mapping[int, bytes],
     tree: proof.CompactRange | None = None,
+    strange: int | None = None,
     thorough: bool = True,
 ) -> History:
     """Recompute the tree from the records and hold every head against it; raises as :func:`verify`.
@@ -122,12 +129,14 @@ def replay(
         origin: the log's name.
         verifier: the log's public key.
         known: root by size of heads that were opened already.
-        tree: the tree before the first segment; empty by default.
+        tree: the tree before the first segment; empty by default. The first head proves it.
+        strange: the size of a known head that this tree disagrees with, if there is one.
         thorough: also parse every record and check every signature, not only the first and the last one, which
             covers every record.
     """
     found = History(proof.CompactRange() if tree is None else tree.copy())
-    if (strange := _differs(found.tree, known)) is not None:
+    strange = _differs(found.tree, known) if strange is None else strange
+    if strange is not None and not found.tree.size:
         raise _split(strange)
     last: segment.Group | None = None
     walk = segment.Walk(segments, found.tree.size)
@@ -152,9 +161,21 @@ def replay(
 
 
 def known_heads(
-    notes: Iterable[bytes], origin: str, verifier: LogVerifier, *, beside: Mapping[int, bytes] | None = None
+    notes: Iterable[bytes],
+    origin: str,
+    verifier: LogVerifier,
+    *,
+    beside: Mapping[int, bytes] | None = None,
+    signed_twice: bool = False,
 ) -> dict[int, bytes]:
-    """Open heads, and return root by size, together with those known before (``beside``).
+    """Open heads, and return root by size, together with those known before.
+
+    Args:
+        notes: signed heads.
+        origin: the log's name.
+        verifier: the log's public key.
+        beside: what was known before.
+        signed_twice: refuse one without the second signature, where the verifier knows that key.
 
     Raises:
         AuditLogInvalid: one does not open.
@@ -162,7 +183,7 @@ def known_heads(
     """
     known = dict(beside or {})
     for signed in notes:
-        head = checkpoint.open_head(signed, origin, verifier)
+        head = checkpoint.open_head(signed, origin, verifier, published=signed_twice)
         if known.setdefault(head.size, head.root) != head.root:
             raise SplitView(f"heads of {head.size} records: two of them differ, so they belong to two histories")
     return known

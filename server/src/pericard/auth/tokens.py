@@ -2,7 +2,8 @@
 
 A token is ``pcd_<id>_<secret>``: ten characters of id, 43 of base64url (256 bits). The file holds HMAC-SHA256 of the
 whole token under a key of its own (``tokens.key``, mode 0600, beside it), so neither file alone lets a guess be
-tested. The file is replaced atomically under a lock and read again when it changed.
+tested. The file is replaced atomically under a lock and read again when it changed. Times of use stand beside it
+(``tokens.used``): they are no part of what is decided.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from typing import Annotated, NamedTuple
 import msgspec
 
 from pericard import durable
-from pericard.auth.principal import OPERATIONS, Principal
-from pericard.errors import ConfigError, Unauthenticated
+from pericard.auth.principal import OPERATIONS, Grant, Principal, not_valid
+from pericard.auth.uses import Uses
+from pericard.errors import ConfigError
 
 _TOKEN = re.compile(r"pcd_([a-z2-7]{10})_[A-Za-z0-9_-]{43}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
@@ -31,6 +33,8 @@ _KEY_SIZE = 32
 _RECHECK_SECONDS = 1.0
 _NOBODY = bytes(32)
 _MOST_VERIFIED = 1024
+_DAY = 86_400
+_LONGEST_OVERLAP = 90 * _DAY
 
 
 class TokenRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -75,6 +79,7 @@ class TokenFile:
         """Use a token file; it is made by the first :meth:`create`."""
         self._path = path
         self._key_path = path.with_suffix(".key")
+        self.uses = Uses(path.with_suffix(".used"))
         self._records = {}
         self._key = b""
         self._seen: tuple[tuple[int, int, int], ...] | None = None
@@ -93,7 +98,7 @@ class TokenFile:
             record.id: _Known(
                 bytes.fromhex(record.hash),
                 record.expires,
-                Principal(record.name, record.id, frozenset(record.operations), record.models),
+                Principal(record.name, record.id, _grants(record)),
             )
             for record in kept.values()
         }
@@ -105,21 +110,30 @@ class TokenFile:
             Unauthenticated: it is not a token of this site, or it ended; the caller cannot tell which.
         """
         self._refresh()
+        now = time.time()
         seen = self._verified.get(token)  # this very token was compared, in constant time, since the file last changed
-        if seen is not None and time.time() < seen.expires:
+        if seen is not None and now < seen.expires:
+            self.uses.note(seen.principal.credential, now)
             return seen.principal
         match = _TOKEN.fullmatch(token)
         known = self._known.get(match[1]) if match else None
         # the same work for an unknown id, so that time does not tell which ids exist
         same = hmac.compare_digest(self._hash(token), known.hash if known else _NOBODY)
-        if not same or known is None or time.time() >= known.expires:
-            raise Unauthenticated(
-                "credential: is not valid", hint="send Authorization: Bearer <token>; the operator makes tokens"
-            )
+        if not same or known is None or now >= known.expires:
+            raise not_valid()
         if len(self._verified) >= _MOST_VERIFIED:
             self._verified.clear()
         self._verified[token] = known
+        self.uses.note(known.principal.credential, now)
         return known.principal
+
+    def write_uses(self) -> None:
+        """Write when each token was used last; for a timer, never for a request.
+
+        Raises:
+            OSError: it cannot be written; nothing is lost by that.
+        """
+        self.uses.write(self._records)
 
     def records(self) -> list[TokenRecord]:
         """All tokens that are kept, oldest first."""
@@ -127,33 +141,52 @@ class TokenFile:
         return sorted(self._records.values(), key=lambda record: record.created)
 
     def create(self, name: str, *, operations: tuple[str, ...], models: tuple[str, ...], days: int) -> Issued:
-        """Make a token.
+        """Make a token; without operations and models it may what the site's policy says of its name.
 
         Raises:
             ConfigError: a name, operation or pattern is not allowed, or the file cannot be written.
         """
         if not _NAME.fullmatch(name):
             raise ConfigError(f"token name {name!r}: use letters, digits, dot, dash, underscore or @, at most 64")
-        if not operations or not set(operations) <= set(OPERATIONS):
+        by_policy = not operations and not models
+        if (not operations and not by_policy) or not set(operations) <= set(OPERATIONS):
             raise ConfigError(f"token {name}: operations must be some of {', '.join(OPERATIONS)}")
-        if not models or not all(_PATTERN.fullmatch(pattern) for pattern in models):
+        if (not models and not by_policy) or not all(_PATTERN.fullmatch(pattern) for pattern in models):
             raise ConfigError(
                 f"token {name}: needs model names or patterns", hint="--model ecg-anomaly, or --model '*'"
             )
-        if not 1 <= days <= 3660:  # noqa: PLR2004  (ten years)
-            raise ConfigError(f"token {name}: must last 1 to 3660 days")
-        now = int(time.time())
+        _check_days(name, days)
         with self._locked():
             self._load()
             self._make_key()
-            token_id = base64.b32encode(os.urandom(7)).decode("ascii").lower()[:10]
-            secret = base64.urlsafe_b64encode(os.urandom(32)).decode("ascii").rstrip("=")
-            token = f"pcd_{token_id}_{secret}"
-            record = TokenRecord(
-                token_id, name, self._hash(token).hex(), tuple(sorted(set(operations))), models, now, now + days * 86400
-            )
-            self._write({**self._records, token_id: record})
-        return Issued(token, record)
+            issued = self._new(name, tuple(sorted(set(operations))), models, days * _DAY)
+            self._write({**self._records, issued.record.id: issued.record})
+        return issued
+
+    def rotate(self, token_id: str, *, overlap: int, days: int | None = None) -> Issued:
+        """Make a new token of the same principal with the same grants; the old one ends after the overlap.
+
+        Args:
+            token_id: of the old one.
+            overlap: seconds for which both are valid; at most 90 days, and never beyond the old one's end.
+            days: how long the new one is valid; None for as long as the old one was.
+
+        Raises:
+            ConfigError: there is no such token, or it ended already; a duration is out of range.
+        """
+        if not 0 <= overlap <= _LONGEST_OVERLAP:
+            raise ConfigError(f"token {token_id}: the overlap must be 0 to {_LONGEST_OVERLAP // _DAY} days")
+        _check_days(token_id, days)
+        with self._locked():
+            self._load()
+            old, now = self._record(token_id), int(time.time())
+            if old.expires <= now:
+                raise ConfigError(f"token {token_id}: ended already", hint="pericard token create makes another one")
+            lasts = old.expires - old.created if days is None else days * _DAY
+            issued = self._new(old.name, old.operations, old.models, lasts)
+            ending = msgspec.structs.replace(old, expires=min(old.expires, now + overlap))
+            self._write({**self._records, token_id: ending, issued.record.id: issued.record})
+        return issued
 
     def revoke(self, token_id: str) -> TokenRecord:
         """Remove a token by its id.
@@ -163,11 +196,24 @@ class TokenFile:
         """
         with self._locked():
             self._load()
-            record = self._records.get(token_id)
-            if record is None:
-                raise ConfigError(f"token {token_id!r}: there is none", hint="pericard token list shows the ids")
+            record = self._record(token_id)
             self._write({key: kept for key, kept in self._records.items() if key != token_id})
         return record
+
+    def _record(self, token_id: str) -> TokenRecord:
+        record = self._records.get(token_id)
+        if record is None:
+            raise ConfigError(f"token {token_id!r}: there is none", hint="pericard token list shows the ids")
+        return record
+
+    def _new(self, name: str, operations: tuple[str, ...], models: tuple[str, ...], lasts: int) -> Issued:
+        """A token that is not kept yet, valid for ``lasts`` seconds from now on."""
+        now = int(time.time())
+        token_id = base64.b32encode(os.urandom(7)).decode("ascii").lower()[:10]
+        secret = base64.urlsafe_b64encode(os.urandom(32)).decode("ascii").rstrip("=")
+        token = f"pcd_{token_id}_{secret}"
+        record = TokenRecord(token_id, name, self._hash(token).hex(), operations, models, now, now + lasts)
+        return Issued(token, record)
 
     def _hash(self, token: str) -> bytes:
         return hmac.digest(self._key or _NOBODY, token.encode("utf-8", "replace"), "sha256")
@@ -239,6 +285,16 @@ class TokenFile:
             raise ConfigError(f"{self._path}: cannot be written: {reason}") from error
         finally:
             os.close(descriptor)
+
+
+def _grants(record: TokenRecord) -> tuple[Grant, ...]:
+    """What a token was made for; nothing, if that is left to the policy."""
+    return (Grant(frozenset(record.operations), record.models),) if record.operations else ()
+
+
+def _check_days(subject: str, days: int | None) -> None:
+    if days is not None and not 1 <= days <= 3660:  # noqa: PLR2004  (ten years)
+        raise ConfigError(f"token {subject}: must last 1 to 3660 days")
 
 
 def _read(path: Path) -> bytes | None:

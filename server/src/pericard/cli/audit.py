@@ -1,17 +1,19 @@
-"""``pericard audit verify | show | forward | clock``: evidence, and the time that licences are held against."""
+"""``pericard audit verify | show | prove | check | export | report | forward | gaps | prune | clock``: evidence."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click
 
-from pericard.cli import trust
+from pericard.cli import evidence, trust
 
 _DIRECTORY = click.Path(path_type=Path, file_okay=False)
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -20,6 +22,10 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.group()
 def audit() -> None:
     """The audit log: prove that it is whole, and read it."""
+
+
+for command in (evidence.prove, evidence.check, evidence.export, evidence.report):
+    audit.add_command(command)
 
 
 @audit.command()
@@ -99,14 +105,107 @@ def _size(directory: Path) -> int:
 
 
 @audit.command()
-@click.argument("directory", type=_DIRECTORY)
-@click.option("--cursor", type=_FILE, required=True, help="Where to remember how far it came.")
+@click.argument("directory", type=_DIRECTORY, required=False)
+@click.option("--cursor", type=_FILE, help="Where to remember how far it came.")
+@click.option("--config", type=_FILE, help="The server's configuration: send to its collector instead.")
 @click.option("--follow", is_flag=True, help="Keep waiting for new records.")
-def forward(directory: Path, cursor: Path, follow: bool) -> None:
-    """Write each new record of DIRECTORY to stdout, one JSON line, at least once; for a collector's pipe."""
+def forward(directory: Path | None, cursor: Path | None, config: Path | None, follow: bool) -> None:
+    """Send on each new record, at least once: of DIRECTORY to stdout, one JSON line, for a collector's pipe.
+
+    With --config, to the collector that the server's configuration names, while no server does.
+    """
     from pericard.forward import send_lines
 
-    send_lines(directory, cursor, sys.stdout.buffer, follow=follow)
+    if config is not None and directory is None and cursor is None:
+        _forward_to_collector(config, follow=follow)
+    elif config is None and directory is not None and cursor is not None:
+        send_lines(directory, cursor, sys.stdout.buffer, follow=follow)
+    else:
+        raise click.UsageError("Give DIRECTORY and --cursor, or --config alone.")
+
+
+def _forward_to_collector(config: Path, *, follow: bool) -> None:
+    import threading
+
+    from pericard import settings
+    from pericard.daemon import values
+    from pericard.forward import Forwarder
+
+    told = values.forward_values(settings.load(config))
+    with contextlib.suppress(OSError):  # the cursor says what is wrong with its folder
+        Path(told.cursor).parent.mkdir(mode=0o700)
+    forwarder = Forwarder(told)
+    forwarder.run(threading.Event(), follow=follow)
+    click.echo(f"{forwarder.status.sent} records acknowledged; the next one is {forwarder.status.cursor}", err=True)
+
+
+@audit.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, dir_okay=False, allow_dash=True))
+@click.option("--key", type=_FILE, help="The log's public key, log.pub: a head counts only with its signature.")
+@click.option("--from", "start", default=0, type=click.IntRange(0), help="First index that should be there.")
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def gaps(files: tuple[Path, ...], key: Path | None, start: int, as_json: bool) -> None:
+    """Say what is missing or altered in FILES, in which a collector stored what was forwarded; - is stdin."""
+    from pericard.audit import note, open_head
+    from pericard.audit.checkpoint import default_origin
+    from pericard.errors import AuditLogInvalid
+    from pericard.forward import gaps as collected
+    from pericard.keys import LogVerifier
+
+    verifier = None if key is None else LogVerifier.read(key)
+
+    def opens(signed: bytes) -> note.Head:
+        return note.claims(signed) if verifier is None else open_head(signed, default_origin(verifier), verifier)
+
+    try:
+        with contextlib.ExitStack() as opened:
+            texts = [opened.enter_context(click.open_file(str(name), errors="replace")) for name in files]
+            logs = collected.check((line for text in texts for line in text), open_head=opens, start=start)
+    except OSError as error:
+        raise AuditLogInvalid(f"{error.filename}: cannot be read") from error
+    for found in logs:
+        _print_gaps(asdict(found), as_json=as_json)
+    bad = [found.origin for found in logs if not found.whole]
+    if bad:
+        click.echo(f"not whole: {', '.join(bad)}", err=True)
+        raise click.exceptions.Exit(1)
+    signed = "under heads with a good signature" if key else "under heads whose signature was not checked (--key)"
+    click.echo(f"nothing is missing; {sum(found.covered for found in logs)} records are {signed}", err=True)
+
+
+def _print_gaps(found: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    for name, value in found.items():
+        spans = (f"{first} to {last}" if last > first else f"{first}" for first, last in found["missing"])
+        click.echo(f"{name:<12} {(', '.join(spans) or 'none') if name == 'missing' else _plain(value)}")
+
+
+@audit.command()
+@click.option("--config", type=_FILE, default=trust.CONFIG, show_default=True, help="The server's configuration.")
+@click.option("--days", type=click.IntRange(1), help="Records stay that long.  [default: audit.retention_days]")
+@click.option("--below-floor", is_flag=True, help="Allow fewer than 183 days; this is recorded.")
+def prune(config: Path, days: int | None, below_floor: bool) -> None:
+    """Remove old records from the log, by whole segments; their leaf hashes stay. The server must be stopped.
+
+    With a collector configured, nothing goes that it has not acknowledged.
+    """
+    from pericard import settings
+    from pericard.audit.pruned import FLOOR_DAYS
+    from pericard.engine.pruning import Retention
+
+    found = settings.load(config)
+    asked = found.audit.retention_days if days is None else days
+    if asked is None:
+        raise click.UsageError("Give --days, or set audit.retention_days.")
+    if asked < FLOOR_DAYS and not (below_floor or (days is None and found.audit.retention_below_floor)):
+        raise click.UsageError(f"Records stay {FLOOR_DAYS} days at least; --below-floor allows less, recorded.")
+    cursor = Path(found.forward.cursor) if found.forward else None
+    with trust.journal(found) as journal:
+        journal.settle()
+        gone = Retention(Path(found.audit.directory), asked, cursor).prune(journal.record, now=time.time())
+    click.echo(f"{gone} records were pruned; their leaf hashes stay", err=True)
 
 
 @audit.command()

@@ -36,10 +36,7 @@ def claim(path: Path, item: int | None) -> Claim:
     Raises:
         ReceiptInvalid: it is none of these, or has no such item, or that one no receipt.
     """
-    try:
-        value = json.loads(_read(path))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ReceiptInvalid(f"{path}: {_reason(error, 'is not JSON')}", hint=_FORM) from error
+    value = _saved(path)
     if isinstance(value, dict) and isinstance(value.get("predictions"), list):
         value = value["predictions"][_which(value["predictions"], item, path, "predictions", ReceiptInvalid)]
     outputs = None
@@ -48,6 +45,23 @@ def claim(path: Path, item: int | None) -> Claim:
             raise ReceiptInvalid(f"{path}: the prediction has status {value['status']!s:.32} and no receipt")
         outputs, value = value.get("outputs"), value["receipt"]
     return _claim(value, outputs, path)
+
+
+def place(path: Path, item: int | None) -> tuple[int, int]:
+    """Which prediction of a saved answer was chosen, from 0, and how many it has; raises as :func:`claim`."""
+    value = _saved(path)
+    found = value.get("predictions") if isinstance(value, dict) else None
+    if not isinstance(found, list):
+        return 0, 1
+    return _which(found, item, path, "predictions", ReceiptInvalid), len(found)
+
+
+def _saved(path: Path) -> object:
+    try:
+        value: object = json.loads(_read(path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ReceiptInvalid(f"{path}: {_reason(error, 'is not JSON')}", hint=_FORM) from error
+    return value
 
 
 def _claim(value: object, outputs: object, path: Path) -> Claim:

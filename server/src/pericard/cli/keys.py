@@ -42,10 +42,15 @@ def publisher(output: Path) -> None:
 
 @keygen.command()
 @click.option("-o", "--output", type=FILE, required=True, help="Private key file; never overwritten.")
-def log(output: Path) -> None:
-    """An audit log's key."""
+@click.option("--public-of", type=FILE, help="Make no key: write to --output the public half of this private one.")
+def log(output: Path, public_of: Path | None) -> None:
+    """An audit log's key: Ed25519 and ML-DSA-44, and what records commit with."""
     from pericard.keys import LogKey
 
+    if public_of is not None:
+        LogKey.read(public_of).verifier.write(output)
+        click.echo(f"public: {output} (auditors verify with this one)", err=True)
+        return
     half = public(output)
     made = LogKey.generate(output)
     made.verifier.write(half)

@@ -10,6 +10,7 @@ not, and from inside it takes a user namespace, which some hosts give by half. c
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +19,11 @@ from pericard.confinement import landlock, privileges, seccomp, tries
 from pericard.errors import HardeningError
 
 LAYERS: Final = ("seccomp", "landlock", "capabilities", "no_new_privileges")
+
+_SYSTEM: Final = (
+    "/usr", "/lib", "/lib64", "/dev/urandom", "/etc/ld.so.cache", "/etc/localtime", "/etc/ssl",
+    "/etc/hosts", "/etc/host.conf", "/etc/nsswitch.conf", "/etc/resolv.conf", "/etc/gai.conf", "/etc/services",
+)  # fmt: skip
 
 _logger = logging.getLogger(__name__)
 
@@ -54,6 +60,30 @@ def confine(
     if not abi:
         _logger.warning("landlock: this kernel has none for us; the engine's files are protected by their modes alone")
     return found | {"landlock_abi": abi, "layers": dict.fromkeys(LAYERS, True) | {"landlock": bool(abi)}}
+
+
+def shed(*, readable: Collection[Path], writable: Collection[Path]) -> int:
+    """Give up, for good, what a process with a network does not need: capabilities, and where Landlock is, other files.
+
+    No seccomp: it needs the network. What it runs from can be read (the system's and the interpreter's folders, what
+    finds hosts by name), and nothing else, whoever the user is.
+
+    Args:
+        readable: files and folders that may be read, beside those.
+        writable: folders in which regular files may be made, changed and removed.
+
+    Returns:
+        Landlock's version; 0 where there is none.
+
+    Raises:
+        HardeningError: no new privileges could not be forbidden, or Landlock is there and refuses.
+    """
+    try:
+        privileges.drop()
+    except OSError as error:
+        raise _missing("no new privileges", (error.strerror or "i/o error").lower()) from error
+    own = (sys.prefix, sys.base_prefix, str(Path(__file__).resolve().parent.parent))
+    return landlock.restrict(writable, (), readable=[*map(Path, (*own, *_SYSTEM)), *readable], network=True)
 
 
 def absent() -> dict[str, Any]:

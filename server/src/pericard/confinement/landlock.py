@@ -57,10 +57,18 @@ def version() -> int:
         return 0
 
 
-def restrict(writable: Iterable[Path], devices: Iterable[Path]) -> int:
+def restrict(
+    writable: Iterable[Path],
+    devices: Iterable[Path],
+    *,
+    readable: Iterable[Path] = (Path("/"),),
+    network: bool = False,
+) -> int:
     """Restrict this thread; the version that is in force, or 0.
 
     Args:
+        readable: files and folders that may be read; by default all of them.
+        network: whether TCP may be used.
         writable: folders whose regular files may be made, written, cut, renamed and removed.
         devices: device files, or folders of them, that may be read, written and controlled.
 
@@ -70,12 +78,13 @@ def restrict(writable: Iterable[Path], devices: Iterable[Path]) -> int:
     abi = version()
     if not abi:
         return 0
+    wanted = handled(abi)._replace(network=0) if network else handled(abi)
     known = 1 + (abi >= _WITH_NETWORK) + (abi >= _WITH_SCOPES)  # a kernel refuses fields that it does not know
-    attributes = struct.pack("=QQQ", *handled(abi))[: 8 * known]
+    attributes = struct.pack("=QQQ", *wanted)[: 8 * known]
     try:
         ruleset = call("landlock_create_ruleset", attributes, len(attributes), 0)
         try:
-            for paths, rights in (([Path("/")], READ), (writable, KEEP), (devices, DEVICE)):
+            for paths, rights in ((readable, READ), (writable, KEEP), (devices, DEVICE)):
                 for path in paths:
                     _allow(ruleset, path, rights & handled(abi).files)
             call("landlock_restrict_self", ruleset, 0)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from pericard.auth import PolicyFile
 from pericard.errors import ConfigError, PericardError
 from pericard.keys import LogKey, wipe
 from pericard.sealed import SealedModel
@@ -34,14 +35,21 @@ def require_files(settings: Settings) -> None:
             f"{settings.repository.folder}: is no folder",
             hint="repository.folder: make it, and put sealed files into it",
         )
+    if settings.refusals_log is not None and not Path(settings.refusals_log.path).parent.is_dir():
+        raise ConfigError(
+            f"{settings.refusals_log.path}: its folder is missing",
+            hint="refusals_log.path: make the folder, and give it to the server's account",
+        )
     TrustStore(Path(settings.publishers)).load()
     _identities(settings)
     _hinted(_log_key, Path(settings.audit.key), f"pericard keygen log -o {settings.audit.key}")
     TrustState(Path(settings.trust_state))
+    if settings.policy is not None:
+        _hinted(PolicyFile, Path(settings.policy), "policy: docs/guide/principals.md shows a whole one")
     _tls(settings)
 
 
-def _hinted(check: Callable[[Path], None], path: Path, hint: str) -> None:
+def _hinted(check: Callable[[Path], object], path: Path, hint: str) -> None:
     """Run a check; a file that is missing is told with how it is made."""
     try:
         check(path)
@@ -93,4 +101,16 @@ def _tls(settings: Settings) -> None:
         raise ConfigError(
             f"{settings.tls.certificate}: is no certificate that goes with {settings.tls.key}",
             hint="two PEM files; the key without a passphrase",
+        ) from error
+    _client_ca(settings.tls.client_ca)
+
+
+def _client_ca(name: str | None) -> None:
+    if name is None:
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cafile=name)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{name}: holds no authorities", hint="tls.client_ca: a PEM file of who vouches for callers"
         ) from error

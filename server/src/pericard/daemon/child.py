@@ -1,4 +1,4 @@
-"""The entry of a child process: ``python -I -m pericard.daemon.child ROLE PARENT CONTROL VALUES [LISTENER]``.
+"""The entry of a child process: ``python -I -m pericard.daemon.child ROLE PARENT CONTROL VALUES [LISTENER [PROXY]]``.
 
 The last arguments are descriptor numbers. Hardening comes before a value is read; the engine locks itself in before it
 reads a secret, and imports torch after that. Values come through a pipe: two u32 lengths, JSON, and for the engine the
@@ -21,6 +21,7 @@ import signal
 import socket
 import struct
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,7 @@ _THRESHOLDS = (20_000, 20, 50)
 _CONTROL_SIZE = 64
 _CONTROL_DESCRIPTORS = 2
 _KEYS_SECONDS = 10.0
+_PATIENCE_SECONDS = 600.0
 
 
 def main(arguments: list[str]) -> int:
@@ -59,8 +61,10 @@ def main(arguments: list[str]) -> int:
         hardening.forbid_temporary_files()
         if role == "engine":
             _engine(control, int(values_fd))
+        elif role == "forward":
+            _forward(control, int(values_fd))
         else:
-            _edge(control, int(values_fd), socket.socket(fileno=int(rest[0])))
+            _edge(control, int(values_fd), *(socket.socket(fileno=int(number)) for number in rest))
     except PericardError as error:
         say(control, {"failed": {"code": error.code, "message": error.message, "hint": error.hint}})
         return 1
@@ -184,7 +188,7 @@ def _obey(control: socket.socket, engine: Engine, asking: _Identities) -> None:
             os.write(control.fileno(), json.dumps({"serving": told}).encode())
 
 
-def _edge(control: socket.socket, values_fd: int, listener: socket.socket) -> None:
+def _edge(control: socket.socket, values_fd: int, listener: socket.socket, proxy: socket.socket | None = None) -> None:
     from pericard.edge.main import Edge  # noqa: PLC0415  (after hardening)
     from pericard.edge.values import EdgeValues  # noqa: PLC0415
 
@@ -194,13 +198,38 @@ def _edge(control: socket.socket, values_fd: int, listener: socket.socket) -> No
     say(control, {"ready": "edge"})
 
     async def serve() -> None:
-        await edge.serve(listener, control)
+        await edge.serve(listener, control, proxy)
 
     _settle_memory()
     import uvloop  # noqa: PLC0415
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve())
+
+
+def _forward(control: socket.socket, values_fd: int) -> None:
+    from pericard.forward import Forwarder, ForwardValues  # noqa: PLC0415  (after hardening)
+
+    text, secret_size = _read_text(values_fd)
+    _read_secrets(values_fd, secret_size)
+    values = msgspec.json.decode(text, type=ForwardValues)
+    folder = Path(values.cursor).parent
+    with contextlib.suppress(OSError):  # the cursor says what is wrong with its folder
+        folder.mkdir(mode=0o700)
+    confinement.shed(
+        readable=[*map(Path, (values.directory, values.ca, values.certificate, values.key))], writable=[folder]
+    )
+    forwarder = Forwarder(values)
+    say(control, {"ready": "forward"})
+    stopping = threading.Event()
+    threading.Thread(target=_hear_stop, args=(control, stopping), daemon=True).start()
+    forwarder.run(stopping, patience=_PATIENCE_SECONDS)
+
+
+def _hear_stop(control: socket.socket, stopping: threading.Event) -> None:
+    """Any word ends the forwarder: after a reload it is started again, with the files as they are then."""
+    control.recv(_CONTROL_SIZE)
+    stopping.set()
 
 
 def _settle_memory() -> None:

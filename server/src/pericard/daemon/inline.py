@@ -42,7 +42,7 @@ def run(settings: Settings, *, announce: Callable[[str], None]) -> None:
     finally:
         for seed in seeds:
             wipe(seed)
-    listener = values.listen(settings)
+    listener, proxy = values.listen(settings), values.listen_proxy(settings)
     log_key, previous = LogKey.read(Path(settings.audit.key)), others[0] if others else None
     live = (identity,) if previous is None else (identity, previous)
     # one process: nobody else could keep the identity for a later load
@@ -58,7 +58,7 @@ def run(settings: Settings, *, announce: Callable[[str], None]) -> None:
             await edge.link.attach(theirs, region)
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
             announce(f"serving {engine.serving} on {values.url(settings, listener)} (inline)")
-            await edge.serve(listener)
+            await edge.serve(listener, proxy=proxy)
 
         def reload() -> None:
             edge.reload()
@@ -69,3 +69,4 @@ def run(settings: Settings, *, announce: Callable[[str], None]) -> None:
     finally:
         engine.stop()
         listener.close()
+        values.close_proxy(proxy)

@@ -1,17 +1,19 @@
-"""The supervisor: starts engine and edges, joins them, starts again what ended, and stops in order.
+"""The supervisor: starts engine, edges and forwarder, joins them, starts again what ended, and stops in order.
 
 It holds its secrets in locked memory from the first start to the last; it parses no byte that came from the network,
 and what unlocks an identity from anywhere but a plain file does so in a process of its own. A child that is refused
 at the first start (a tampered model, a taken log) ends the daemon with that child's own error. After that a child that
 ends is started again, with a growing pause, for as long as the daemon runs. Nothing that a child does holds it up or
 ends it: a start takes a bounded time, and a message that is none costs the child its life. The engine keeps no
-identity; for a later load it asks for it here, over its own control socket, and gets it through a new pipe.
+identity; for a later load it asks for it here, over its own control socket, and gets it through a new pipe. Whether
+the forwarder runs is nobody's condition: its end delays evidence, and neither ends nor delays the daemon.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import selectors
 import signal
@@ -38,9 +40,11 @@ _logger = logging.getLogger(__name__)
 _CONTROL_SIZE = 1 << 16
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 5.0
+_LONGEST_FORWARD_PAUSE = 60.0
 _STEADY_SECONDS = 30.0
 _START_SECONDS = 900.0  # of one child: models are read, decrypted and asked their known questions
 _ENGINE_STOP_SECONDS = 15.0
+_FORWARD_STOP_SECONDS = 3.0  # for the last records and their head; what is left goes after the next start
 _END_SECONDS = 2.0  # from a child's last word to its end
 _KILL_SECONDS = 30.0  # a killed engine's memory may be large, and a device may hold on to it
 
@@ -73,9 +77,10 @@ class _Told(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True)
 class Child:
-    """One child process and its control socket."""
+    """One child process and its control socket; the daemon serves only while those that are vital do."""
 
     role: str
+    vital: bool = True
     process: subprocess.Popen[bytes] | None = None
     control: socket.socket | None = None
     ready: bool = False
@@ -107,9 +112,11 @@ class Supervisor:
         if not all(secret.locked for secret in (self._log_secret, *self._identities)):
             _logger.warning("identity and log key: cannot be locked in memory; the limit is RLIMIT_MEMLOCK")
         self._listener = values.listen(settings)
+        self._proxy = values.listen_proxy(settings)
         self._engine = Child("engine")
         self._edges = [Child("edge") for _ in range(settings.edges)]
-        self._children = (self._engine, *self._edges)
+        self._forwarders = [Child("forward", vital=False, again_at=math.inf)] if settings.forward else []
+        self._children = (self._engine, *self._edges, *self._forwarders)
         self._selector = selectors.DefaultSelector()
         self._signals: list[int] = []
         self._stopping = False
@@ -129,7 +136,7 @@ class Supervisor:
         previous = signal.set_wakeup_fd(wakeup_write.fileno())
         handlers = {number: signal.signal(number, self._signalled) for number in _SIGNALS}
         try:
-            for child in self._children:
+            for child in (self._engine, *self._edges):
                 self._spawn(child)
             while not self._stopping:
                 self._step(wakeup_read)
@@ -141,6 +148,7 @@ class Supervisor:
             self._selector.close()
             for sock in (wakeup_read, wakeup_write, self._listener):
                 sock.close()
+            values.close_proxy(self._proxy)
             for secret in (self._log_secret, *self._identities):
                 secret.close()
 
@@ -179,7 +187,8 @@ class Supervisor:
 
     def _until_due(self) -> float | None:
         due = [moment for child in self._children if (moment := self._due(child)) is not None]
-        return max(0.0, min(due) - time.monotonic()) if due else None
+        wait = max(0.0, min(due) - time.monotonic()) if due else math.inf
+        return None if wait == math.inf else wait
 
     # --- children ----------------------------------------------------------------------------------------------------
 
@@ -214,7 +223,8 @@ class Supervisor:
 
     def _execute(self, child: Child, *inherited: int) -> None:
         if child.role == "edge":
-            inherited = (*inherited, self._listener.fileno())
+            listeners = (self._listener,) if self._proxy is None else (self._listener, self._proxy)
+            inherited = (*inherited, *(sock.fileno() for sock in listeners))
         # -I: no PYTHON* variable and no user site decides what a child imports; -B: it writes no bytecode
         command = [sys.executable, "-I", "-B", "-m", "pericard.daemon.child", child.role, str(os.getpid())]
         child.process = subprocess.Popen(
@@ -230,8 +240,10 @@ class Supervisor:
         if child is self._engine:
             text = msgspec.json.encode(values.engine_values(self._settings))
             secrets = (self._log_secret.view, *(identity.view for identity in self._identities))
-        else:
+        elif child.role == "edge":
             text = msgspec.json.encode(values.edge_values(self._settings))
+        else:
+            text = msgspec.json.encode(values.forward_values(self._settings))
         lengths = struct.pack("<II", len(text), sum(secret.nbytes for secret in secrets))
         for part in (memoryview(lengths + text), *secrets):
             left = part
@@ -262,7 +274,8 @@ class Supervisor:
             if child is self._engine:
                 self._serving = told.ready
             for edge in self._edges if child is self._engine else [child]:
-                self._join(edge)
+                if edge.vital:
+                    self._join(edge)
         elif child is self._engine:
             self._hear_engine(told)
         elif told.lost:
@@ -280,14 +293,14 @@ class Supervisor:
                 notify.tell(f"STATUS=serving {self._serving}")
 
     def _failed(self, child: Child, failure: _Failure) -> None:
-        if not self._served:
+        if not self._served and child.vital:
             raise from_code(failure.code, failure.message, failure.hint)
         _logger.error("%s was refused: %s", child.role, failure.message)
 
     def _ended(self, child: Child) -> None:
         """Forget an ended child and plan its restart."""
         status = self._reap(child)
-        if not self._served:
+        if not self._served and child.vital:
             killed = "it was killed, as the kernel does when memory runs out" if status == -signal.SIGKILL else None
             raise PipeError(f"{child.role}: ended at its start with status {status}", hint=killed)
         self._plan(child, f"ended with status {status}")
@@ -297,16 +310,18 @@ class Supervisor:
         if child.process is not None:
             child.process.kill()
         self._reap(child)
-        if not self._served:
+        if not self._served and child.vital:
             raise PipeError(f"{child.role}: {reason}")
         self._plan(child, reason)
 
     def _plan(self, child: Child, reason: str) -> None:
+        longest = _LONGEST_PAUSE if child.vital else _LONGEST_FORWARD_PAUSE
         steady = time.monotonic() - child.started > _STEADY_SECONDS
-        child.pause = _FIRST_PAUSE if steady else min(child.pause * 2, _LONGEST_PAUSE)
+        child.pause = _FIRST_PAUSE if steady else min(child.pause * 2, longest)
         child.again_at = time.monotonic() + child.pause
         _logger.error("%s %s; it is started again in %.1f s", child.role, reason, child.pause)
-        notify.tell(f"STATUS=waiting for the {child.role}, which {reason}")
+        if child.vital:
+            notify.tell(f"STATUS=waiting for the {child.role}, which {reason}")
 
     def _reap(self, child: Child) -> int | None:
         if child.control is not None:
@@ -365,6 +380,8 @@ class Supervisor:
             where = values.url(self._settings, self._listener)
             self._announce(f"serving {self._serving} on {where}")
             notify.tell("READY=1")
+            for child in self._forwarders:  # now there is a log
+                child.again_at = 0.0
         notify.tell(f"STATUS=serving {self._serving}")
 
     def _tell(self, child: Child, message: bytes, *descriptors: int) -> None:
@@ -380,10 +397,14 @@ class Supervisor:
             _logger.debug("%s no longer listens", child.role)
 
     def _stop(self) -> None:
-        """Stop the edges first, so that what they accepted is still answered; then the engine."""
+        """Stop the edges first, so that what they accepted is still answered; then the engine, then who forwards."""
         drain = self._settings.limits.drain_seconds + _END_SECONDS
-        notify.tell(f"STOPPING=1\nEXTEND_TIMEOUT_USEC={int((drain + _ENGINE_STOP_SECONDS) * 1e6)}")
-        for children, seconds in ((self._edges, drain), ([self._engine], _ENGINE_STOP_SECONDS)):
+        notify.tell(
+            f"STOPPING=1\nEXTEND_TIMEOUT_USEC={int((drain + _ENGINE_STOP_SECONDS + _FORWARD_STOP_SECONDS) * 1e6)}"
+        )
+        for children, seconds in (
+            (self._edges, drain), ([self._engine], _ENGINE_STOP_SECONDS), (self._forwarders, _FORWARD_STOP_SECONDS)
+        ):  # fmt: skip
             started = [(child, child.process) for child in children if child.process is not None]
             for child, _ in started:
                 if child.ready:  # one that is still starting has nothing to finish

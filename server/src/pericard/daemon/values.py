@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from pericard import __version__
 from pericard.edge.values import EdgeValues
 from pericard.engine.values import EngineValues, RepositoryValues
 from pericard.errors import ConfigError
+from pericard.forward import ForwardValues, status_path
 from pericard.settings import RepositorySettings, Settings
 from pericard.unlock import UnlockValues, VaultValues
 
@@ -36,6 +39,9 @@ def engine_values(settings: Settings) -> EngineValues:
         recheck_seconds=engine.recheck_seconds,
         drain_seconds=settings.limits.answer_seconds,  # after that, nobody waits for an answer any more
         require=engine.require,
+        retention_days=settings.audit.retention_days,
+        forward_cursor=settings.forward.cursor if settings.forward else None,
+        forward_status=str(status_path(Path(settings.forward.cursor))) if settings.forward else None,
     )
 
 
@@ -59,12 +65,37 @@ def unlock_values(settings: Settings) -> UnlockValues:
     )
 
 
+def forward_values(settings: Settings) -> ForwardValues:
+    """What the forwarder needs to know.
+
+    Raises:
+        ConfigError: the settings name no collector.
+    """
+    found = settings.forward
+    if found is None:
+        raise ConfigError("forward: the settings name no collector", hint="set forward.host and its certificates")
+    return ForwardValues(
+        directory=settings.audit.directory,
+        cursor=found.cursor,
+        host=found.host,
+        port=found.port,
+        name=found.name or found.host,
+        ca=found.ca,
+        certificate=found.certificate,
+        key=found.key,
+        version=__version__,
+        checkpoint_seconds=found.checkpoint_seconds,
+        timeout_seconds=found.timeout_seconds,
+    )
+
+
 def edge_values(settings: Settings) -> EdgeValues:
     """What an edge needs to know."""
-    limits, tls = settings.limits, settings.tls
+    limits, tls, log = settings.limits, settings.tls, settings.refusals_log
     return EdgeValues(
         version=__version__,
         tokens=settings.tokens,
+        policy=settings.policy,
         body_bytes=limits.body_bytes,
         body_seconds=limits.body_seconds,
         answer_seconds=limits.answer_seconds,
@@ -76,6 +107,12 @@ def edge_values(settings: Settings) -> EdgeValues:
         certificate=tls.certificate if tls else None,
         key=tls.key if tls else None,
         minimum_version=tls.minimum_version if tls else "1.3",
+        failures=limits.failures,
+        refusals_log=log.path if log else None,
+        refusals_log_bytes=log.bytes if log else 1 << 20,
+        refusals_log_files=log.files if log else 4,
+        client_ca=tls.client_ca if tls else None,
+        clients=tls.clients if tls else "optional",
     )
 
 
@@ -105,6 +142,40 @@ def listen(settings: Settings) -> socket.socket:
         reason = (getattr(error, "strerror", None) or "it is no address or name").lower()
         raise ConfigError(f"listen: cannot bind {host} port {port}: {reason}") from error
     return sock
+
+
+def listen_proxy(settings: Settings) -> socket.socket | None:
+    """Bind the Unix socket where a proxy says who its clients are; for our own user alone.
+
+    Raises:
+        ConfigError: something else is there, another server listens on it, or it cannot be made.
+    """
+    if settings.listen.proxy is None:
+        return None
+    path, sock = Path(settings.listen.proxy), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path.is_socket():
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+                if asking.connect_ex(str(path)) == 0:
+                    raise OSError(errno.EADDRINUSE, "another server listens on it")
+            path.unlink()  # of one that was killed
+        before = os.umask(0o177)  # from its first moment on: between bind and chmod somebody could connect
+        try:
+            sock.bind(str(path))
+        finally:
+            os.umask(before)
+        sock.listen(1024)
+    except OSError as error:
+        sock.close()
+        raise ConfigError(f"listen.proxy: cannot bind {path}: {(error.strerror or str(error)).lower()}") from error
+    return sock
+
+
+def close_proxy(sock: socket.socket | None) -> None:
+    """Close that socket, and take its name away."""
+    if sock is not None:
+        Path(sock.getsockname()).unlink(missing_ok=True)
+        sock.close()
 
 
 def url(settings: Settings, listener: socket.socket) -> str:

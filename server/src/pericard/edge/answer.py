@@ -10,19 +10,21 @@ engine heard of it is told to the engine as an event; the engine counts and reco
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from pericard.auth import TokenFile, require
-from pericard.edge import credentials, native, problems, v2
+from pericard.auth import Authority, require
+from pericard.edge import credentials, evidence, native, problems, v2
 from pericard.edge.gate import OPEN, Begin, Call, Found, Handler, Route, Routes, Underway
 from pericard.edge.http import Head, ReadBody, Response
 from pericard.edge.limits import Limits, check_head
+from pericard.edge.refusals_log import RefusalsLog
 from pericard.edge.upstream import Upstream
-from pericard.errors import Cancelled, MethodNotAllowed, PericardError
+from pericard.errors import Cancelled, MethodNotAllowed, PericardError, RateLimited, Unauthenticated
 from pericard.pipe import EngineLink
 
 Reply = Callable[[Response], None]
@@ -45,6 +47,11 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/readyz", OPEN, native.ready, "Some model can answer."),
     Route("POST", "/predict", "predict", None, "Score one or several strips.", native.score),
     Route("GET", "/metrics", "metrics", native.metrics, "Prometheus metrics."),
+    Route("GET", "/audit/records", "audit", evidence.records, "Records of the audit log."),
+    Route(
+        "GET", "/audit/checkpoint", "audit", evidence.checkpoint, "The signed head over all that is durable, published."
+    ),
+    Route("GET", "/audit/receipts/{index}", "audit", evidence.receipt, "A record and the proof that it is in the log."),
     Route("GET", "/v2", "metadata", v2.server, "Server metadata."),
     Route("GET", "/v2/health/live", OPEN, v2.live, "The edge runs."),
     Route("GET", "/v2/health/ready", OPEN, v2.ready, "Some model can answer."),
@@ -64,12 +71,20 @@ ROUTES: tuple[Route, ...] = (
 class Answerer:
     """Answers requests with the help of an engine."""
 
-    def __init__(self, link: EngineLink, tokens: TokenFile, limits: Limits, *, version: str) -> None:
-        """Take the engine's link, the site's tokens and the limits."""
-        self._tokens = tokens
+    def __init__(
+        self,
+        link: EngineLink,
+        authority: Authority,
+        limits: Limits,
+        *,
+        version: str,
+        refusals_log: RefusalsLog | None = None,
+    ) -> None:
+        """Take the engine's link, who may, the limits, and the text log of refused credentials."""
+        self._authority = authority
         self._routes = Routes(ROUTES)
         self.limits = limits
-        self.upstream = Upstream(link, limits, version=version)
+        self.upstream = Upstream(link, limits, version=version, refusals_log=refusals_log)
         self.refused = self.upstream.refused
 
     async def answer(self, head: Head, read: ReadBody) -> Response:
@@ -84,7 +99,10 @@ class Answerer:
             underway = self._begin(call, await call.body())
             return underway.finish(await underway.pending.wait())
         except Exception as error:  # noqa: BLE001  (a mistake of ours must not answer in another voice, or with data)
-            return self.failure(error, head, call)
+            response = self.failure(error, head, call)
+        if response.after:
+            await asyncio.sleep(response.after)
+        return response
 
     def admit(self, head: Head, found: Found | None = None, read: ReadBody | None = None) -> Call:
         """Find out what a request asks for, and who asks.
@@ -102,11 +120,11 @@ class Answerer:
             try:
                 found = self._routes.match(head)
             except PericardError:
-                credentials.authenticate(head, self._tokens)  # strangers do not learn which paths exist
+                credentials.authenticate(head, self._authority)  # strangers do not learn which paths exist
                 raise
         principal = None
         if found.route.permission != OPEN:
-            principal = credentials.authenticate(head, self._tokens)
+            principal = credentials.authenticate(head, self._authority)
         return Call(head, principal, found, read)
 
     def permit(self, call: Call) -> None:
@@ -115,9 +133,9 @@ class Answerer:
         Raises:
             Forbidden: it was not granted.
         """
-        route, name, _ = call.found
-        if route.permission != OPEN:
-            require(call.known, route.permission, name or None)
+        permission = call.found.route.permission
+        if permission != OPEN:
+            require(call.known, permission, call.name or None)
 
     def begin(self, call: Call, body: bytes | memoryview, reply: Reply) -> None:
         """Answer an inference that was let in and whose body is there; never raises, and does not wait.
@@ -158,7 +176,15 @@ class Answerer:
             error = PericardError("answer: failed")
         if not isinstance(error, Cancelled):  # the engine knows, and nobody reads this
             self.upstream.note(error, head, None if call is None else call.principal)
+        after, more = 0.0, {}
+        if isinstance(error, Unauthenticated):
+            try:
+                after = self.upstream.delays.failed(head.address)
+            except RateLimited as limited:
+                error, more = limited, {"connection": "close"}
         response = problems.response(error, request_id=head.request_id, v2=head.path.startswith("/v2"))
+        if after or more:
+            return replace(response, headers={**response.headers, **more}, after=after)
         if isinstance(error, MethodNotAllowed):
             allow = ", ".join(self._routes.methods(head.path))
             return replace(response, headers={**response.headers, "allow": allow})

@@ -23,6 +23,8 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 GONE = "pericard.gone"
 #: Where a server that has the whole body already puts a function that gives it, once, or None.
 ARRIVED = "pericard.arrived"
+#: Where a server that verified a client's certificate puts it.
+CERTIFICATE = "pericard.certificate"
 
 
 def head_of(scope: Scope) -> Head:
@@ -32,7 +34,7 @@ def head_of(scope: Scope) -> Head:
     gone = scope.get(GONE)
     return Head(
         scope["method"], path.decode("latin-1"), joined(scope["headers"]), client[0] if client else "",
-        Gone() if gone is None else gone,
+        Gone() if gone is None else gone, scope.get("query_string", b"").decode("latin-1"), scope.get(CERTIFICATE),
     )  # fmt: skip
 
 

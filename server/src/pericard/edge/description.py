@@ -10,6 +10,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from pericard.edge.evidence import QUERY
 from pericard.edge.gate import OPEN, PARTS, Route
 
 
@@ -253,9 +254,28 @@ class InferAnswer(msgspec.Struct):
     id: str | UnsetType = UNSET
 
 
+class AuditRecords(msgspec.Struct):
+    """Records of the audit log in order; ``next`` is where to go on, and ``size`` how many there are."""
+
+    log: str
+    size: int
+    next: int
+    records: list[dict[str, Any]]
+    from_: int = msgspec.field(name="from")
+
+
+class AuditReceipt(msgspec.Struct):
+    """A record's bytes as text, its inclusion proof in hex, and the signed head that it leads to."""
+
+    index: int
+    record: str
+    proof: list[str]
+    head: str
+
+
 _SCHEMAS = (
     Problem, Error, Live, Ready, Health, ModelReady, Server, Models, Model, Answer, Question, Configuration, Statistics,
-    IndexEntry, Operated, InferQuestion, InferAnswer,
+    IndexEntry, Operated, InferQuestion, InferAnswer, AuditRecords, AuditReceipt,
 )  # fmt: skip
 _ANSWERS: dict[str, type[msgspec.Struct]] = {
     "/livez": Live,
@@ -274,10 +294,25 @@ _ANSWERS: dict[str, type[msgspec.Struct]] = {
     "/v2/repository/models/{name}/load": Operated,
     "/v2/repository/models/{name}/unload": Operated,
     "/predict": Answer,
+    "/audit/records": AuditRecords,
+    "/audit/receipts/{index}": AuditReceipt,
 }
 _NOT_READY = ("/readyz", "/v2/health/ready", "/v2/models/{name}/ready")
 _BYTES = {"schema": {"type": "string", "format": "binary"}}
-_ASKS = ("/metrics", "/stats", "/index", "/load", "/unload", "/infer", "/predict")  # the engine, which may be late
+_TEXT = {"/metrics": "Prometheus text", "/audit/checkpoint": "a C2SP checkpoint: a signed note"}
+#: What the engine is asked for, which may be late.
+_ASKS = (
+    "/metrics",
+    "/stats",
+    "/index",
+    "/load",
+    "/unload",
+    "/infer",
+    "/predict",
+    "/records",
+    "/checkpoint",
+    "/{index}",
+)
 
 
 def _path(route: Route) -> str:
@@ -294,7 +329,7 @@ def operation(route: Route) -> dict[str, Any]:
         {"name": part, "in": "path", "required": True, "schema": {"type": "string", "pattern": f"^{form}$"}}
         for part, form in PARTS.items()
         if f"{{{part}}}" in route.path
-    ]
+    ] + _query(route)
     if parameters:
         wanted["parameters"] = parameters
     content = _asked(route)
@@ -302,6 +337,20 @@ def operation(route: Route) -> dict[str, Any]:
         wanted["requestBody"] = {"required": route.permission == "predict", "content": content}
     wanted["responses"] = {str(status): _response(route, status) for status in (200, *sorted(_errors(route)))}
     return wanted
+
+
+def _query(route: Route) -> list[dict[str, Any]]:
+    """What may stand behind the question mark."""
+    if route.path != "/audit/records":
+        return []
+    return [
+        {
+            "name": name,
+            "in": "query",
+            "schema": {"type": "integer", "default": default, "minimum": least, "maximum": most},
+        }
+        for name, (default, least, most) in QUERY.items()
+    ]
 
 
 def _asked(route: Route) -> dict[str, Any]:
@@ -317,14 +366,16 @@ def _asked(route: Route) -> dict[str, Any]:
 
 def _errors(route: Route) -> set[int]:
     statuses = {400, 408, 413, 500, 503}
+    if route.path == "/audit/records":
+        statuses |= {404}
     if route.permission != OPEN:
-        statuses |= {401, 403}
-    if "{name}" in route.path:
+        statuses |= {401, 403, 429}
+    if "{name}" in route.path or "{index}" in route.path:
         statuses |= {404}
     if route.path.endswith(_ASKS):
         statuses |= {504}
     if route.permission == "predict":
-        statuses |= {404, 415, 422, 429}
+        statuses |= {404, 415, 422}
     if route.permission == "admin":
         statuses |= {422}
     return statuses
@@ -345,8 +396,8 @@ def _response(route: Route, status: int) -> dict[str, Any]:
 
 
 def _answer(route: Route, path: str) -> dict[str, Any]:
-    if path == "/metrics":
-        return {"description": "Prometheus text", "content": {"text/plain": {"schema": {"type": "string"}}}}
+    if path in _TEXT:
+        return {"description": _TEXT[path], "content": {"text/plain": {"schema": {"type": "string"}}}}
     schema: dict[str, Any] = _reference(_ANSWERS[path])
     if path == "/v2/repository/index":
         schema = {"type": "array", "items": schema}

@@ -10,7 +10,6 @@ credential is looked at every time; its body is as long as the head says, and wh
 
 from __future__ import annotations
 
-import asyncio
 from functools import partial
 from typing import NamedTuple, cast
 
@@ -60,11 +59,12 @@ class _Exchange:
         parts: of the body.
         size: of the parts.
         learnt: the head's bytes, if they may be remembered.
+        waits: it is refused, and the refusal is written later.
     """
 
     __slots__ = (
         "call", "disconnected", "head", "keep_alive", "learnt", "message_event", "more_body", "parts",
-        "response_complete", "size",
+        "response_complete", "size", "waits",
     )  # fmt: skip
 
     def __init__(self, head: Head, *, keep_alive: bool) -> None:
@@ -75,7 +75,7 @@ class _Exchange:
         self.learnt: bytes | None = None
         self.keep_alive = keep_alive
         self.more_body = True
-        self.disconnected = self.response_complete = False
+        self.disconnected = self.response_complete = self.waits = False
         self.message_event = _NOBODY
 
     def add(self, part: bytes | memoryview) -> None:
@@ -123,7 +123,9 @@ class DirectProtocol(GuardedProtocol):
         """Whoever is being answered has left."""
         exchange = self._open
         self._missing = 0
-        if exchange is not None and exchange.more_body:
+        if exchange is not None and exchange.waits:
+            self._done(exchange)  # it was told of
+        elif exchange is not None and exchange.more_body:
             self._told_of(MalformedRequest("body: ended before its end"), exchange)
         elif exchange is not None:
             exchange.head.gone.happen()
@@ -142,7 +144,9 @@ class DirectProtocol(GuardedProtocol):
         usual = self.parser.get_http_version() == "1.1" and not unusual and not self._answering()
         path = httptools.parse_url(self.url).path.decode("latin-1") if usual else ""
         if is_inference(method, path):
-            head = Head(method, path, joined(self.headers), self._address())
+            headers = joined(self.headers)
+            address, certificate = self.who(headers)
+            head = Head(method, path, headers, address, certificate=certificate)
             self._fresh = self._opened(_Exchange(head, keep_alive=self.parser.should_keep_alive()))
         else:
             super().enter()
@@ -152,7 +156,7 @@ class DirectProtocol(GuardedProtocol):
         exchange = self._current()
         if exchange is None:
             super().on_body(body)
-        elif not self._refused:
+        elif not self._refused and not exchange.waits:
             exchange.add(body)
             if exchange.call is not None:
                 self._hold(exchange)
@@ -193,7 +197,8 @@ class DirectProtocol(GuardedProtocol):
         """Take a message with a known head; False if something is unusual today, which the long way looks at."""
         if self.flow.write_paused or self.transport.is_closing() or len(self.connections) > self.most:
             return False
-        head = Head(known.method, known.path, known.headers, self._address())
+        address, certificate = self.who(known.headers)
+        head = Head(known.method, known.path, known.headers, address, certificate=certificate)
         exchange = _Exchange(head, keep_alive=True)
         try:
             exchange.call = self.answerer.admit(head, known.found)
@@ -278,7 +283,14 @@ class DirectProtocol(GuardedProtocol):
             self.answerer.begin(exchange.call, exchange.body(), partial(self._reply, exchange))
 
     def _fail(self, error: Exception, exchange: _Exchange) -> None:
-        self._reply(exchange, self.answerer.failure(error, exchange.head, exchange.call))
+        response = self.answerer.failure(error, exchange.head, exchange.call)
+        exchange.keep_alive = exchange.keep_alive and "connection" not in response.headers
+        if response.after and not self.transport.is_closing():
+            exchange.waits, exchange.parts = True, []
+            self.flow.pause_reading()  # what it sends meanwhile costs us nothing
+            self.loop.call_later(response.after, self._reply, exchange, response)
+        else:
+            self._reply(exchange, response)
 
     def _reply(self, exchange: _Exchange, response: Response) -> None:
         """Write a response, if somebody is there to read it."""
@@ -287,6 +299,8 @@ class DirectProtocol(GuardedProtocol):
         self._done(exchange)
         if self.transport.is_closing():
             return
+        if exchange.waits:
+            self.flow.resume_reading()
         if response.status == _OK and exchange.learnt is not None:
             self._learn(exchange.learnt, exchange)
         self.write(response, last=not exchange.keep_alive, before=self._every())
@@ -330,9 +344,6 @@ class DirectProtocol(GuardedProtocol):
             DirectProtocol._dated = (headers, lines)
         return lines
 
-    def _address(self) -> str:
-        return self.client[0] if self.client else ""
-
 
 def _memorable(exchange: _Exchange, data: bytes) -> bytes | None:
     """A head's bytes, if one message was all of ``data``, with which it began.
@@ -349,15 +360,17 @@ def _memorable(exchange: _Exchange, data: bytes) -> bytes | None:
     return data[:end] if data[end:] == b"".join(exchange.parts) else None
 
 
-def protocol(answerer: Answerer, *, connections: int, direct: bool) -> type[asyncio.Protocol]:
+def protocol(answerer: Answerer, *, connections: int, direct: bool, believes: bool = False) -> type[GuardedProtocol]:
     """The protocol class for a server.
 
     Args:
         answerer: answers inferences, and hears of every refusal.
         connections: that may be open at a time.
         direct: whether inferences are answered without a task.
+        believes: whether a proxy is at the other end, and what it says of its clients counts.
     """
-    members = {"limits": answerer.limits, "most": connections, "told": staticmethod(answerer.refused)}
+    members: dict[str, object] = {"believes": believes}
+    members |= {"limits": answerer.limits, "most": connections, "told": staticmethod(answerer.refused)}
     if not direct:
         return type("Protocol", (GuardedProtocol,), members)
     return type("Protocol", (DirectProtocol,), {**members, "answerer": answerer, "heads": {}})

@@ -17,7 +17,7 @@ from pericard.pipe import Answer
 OPEN = ""  # the permission of a route that needs none
 
 _MOST_FOUND = 1024
-PARTS = {"name": "[a-z0-9][a-z0-9._-]{0,63}", "version": "[0-9]{1,16}"}
+PARTS = {"name": "[a-z0-9][a-z0-9._-]{0,63}", "version": "[0-9]{1,16}", "index": "[0-9]{1,16}"}
 
 
 class Call(NamedTuple):
@@ -37,6 +37,22 @@ class Call(NamedTuple):
     def version(self) -> str:
         """Its version in the path, or empty."""
         return self.found.version
+
+    @property
+    def record(self) -> str:
+        """The index of a record in the path, or empty."""
+        return self.found.record
+
+    @property
+    def caller(self) -> dict[str, str]:
+        """Who asks, as the engine records it."""
+        known = self.known
+        return {
+            "principal": known.name,
+            "credential": known.credential,
+            "address": self.head.address,
+            "request": self.request_id,
+        }
 
     @property
     def request_id(self) -> str:
@@ -83,7 +99,7 @@ class Route:
     pattern: re.Pattern[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Compile the path: ``{name}`` stands for one model name, ``{version}`` for a sequence number."""
+        """Compile the path: each of :data:`PARTS` may stand in it in braces."""
         pattern = re.escape(self.path)
         for part, form in PARTS.items():
             pattern = pattern.replace(rf"\{{{part}\}}", f"(?P<{part}>{form})")
@@ -96,6 +112,7 @@ class Found(NamedTuple):
     route: Route
     name: str = ""
     version: str = ""
+    record: str = ""
 
 
 class Routes:
@@ -124,7 +141,7 @@ class Routes:
                 parts = match.groupdict()
                 if len(self._found) >= _MOST_FOUND:
                     self._found.clear()
-                found = self._found[asked] = Found(route, parts.get("name") or "", parts.get("version") or "")
+                found = self._found[asked] = Found(route, *(parts.get(part) or "" for part in PARTS))
                 return found
         methods = self.methods(head.path)
         if methods:

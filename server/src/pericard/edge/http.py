@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from pericard.auth import Certificate
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _OURS = os.urandom(8).hex()  # a process's requests are numbered, and no other process has these names
 _numbers = itertools.count(1)
@@ -54,6 +56,8 @@ class Head:
         headers: lower-case names; a header that came twice is joined with ``", "``.
         address: of the peer.
         gone: hears of it when the caller leaves.
+        query: what stands behind the path's question mark, as it was sent.
+        certificate: that the peer of this connection proved to have the key of.
         request_id: what names the request.
     """
 
@@ -62,6 +66,8 @@ class Head:
     headers: Mapping[str, str]
     address: str
     gone: Gone = field(default_factory=Gone)
+    query: str = ""
+    certificate: Certificate | None = None
     request_id: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -73,11 +79,16 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A whole response."""
+    """A whole response.
+
+    Attributes:
+        after: seconds before it may be written.
+    """
 
     status: int
     headers: Mapping[str, str]
     body: bytes
+    after: float = 0.0
 
 
 #: Reads the body, at most the limit, within its time; raises ``RequestError``.

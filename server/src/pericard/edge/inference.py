@@ -144,7 +144,7 @@ class Inference:
         """Take the engine's link, and what tells the engine of a refusal."""
         self._link = link
         self._note = note
-        self._callers: dict[tuple[str, str], bytes] = {}
+        self._callers: dict[tuple[object, ...], bytes] = {}
 
     def begin(
         self, rows: Sequence[Row | PericardError], model: Model, terms: Terms, *, head: Head, principal: Principal
@@ -183,10 +183,14 @@ class Inference:
         return error
 
     def _caller(self, principal: Principal, address: str) -> bytes:
-        key = (principal.credential, address)
+        key = (principal.name, principal.credential, address, principal.limits)
         found = self._callers.get(key)
         if found is None:
-            who = {"principal": principal.name, "credential": principal.credential, "address": address}
+            who: dict[str, object] = {
+                "principal": principal.name, "credential": principal.credential, "address": address
+            }  # fmt: skip
+            if principal.limits is not None:
+                who["limits"] = principal.limits
             found = msgspec.json.encode(who)
             if len(self._callers) >= _MOST_CALLERS:
                 self._callers.clear()

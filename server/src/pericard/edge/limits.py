@@ -20,6 +20,8 @@ class Limits:
         answer_seconds: longest time for an answer.
         header_bytes: largest sum of header names and values.
         items: most items in one request.
+        failures: refused credentials a minute of one address, beyond which their refusals wait; None: no limit.
+        waiting: refusals that may wait at a time.
     """
 
     body_bytes: int = 8 << 20
@@ -27,6 +29,8 @@ class Limits:
     answer_seconds: float = 30.0
     header_bytes: int = 16 << 10
     items: int = 256
+    failures: int | None = None
+    waiting: int = 128
 
     def check_body(self, size: int) -> None:
         """Hold what arrived of a body against the limit.
@@ -44,7 +48,7 @@ def check_head(head: Head, limits: Limits) -> None:
     Raises:
         RequestTooLarge, MalformedRequest: it does.
     """
-    size = sum(map(len, head.headers)) + sum(map(len, head.headers.values())) + len(head.path)
+    size = sum(map(len, head.headers)) + sum(map(len, head.headers.values())) + len(head.path) + len(head.query)
     if size > limits.header_bytes:
         raise RequestTooLarge(f"headers: are larger than {limits.header_bytes} bytes")
     length = head.headers.get("content-length")

@@ -14,6 +14,7 @@ STATUS: dict[str, int] = {
     "forbidden": 403,
     "unknown-route": 404,
     "unknown-model": 404,
+    "unknown-record": 404,
     "method-not-allowed": 405,
     "request-timeout": 408,
     "request-too-large": 413,

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from pericard.edge import problems
-from pericard.edge.asgi import ARRIVED, GONE
+from pericard.auth import Certificate, read_certificate
+from pericard.edge import problems, proxied
+from pericard.edge.asgi import ARRIVED, CERTIFICATE, GONE, joined
 from pericard.edge.http import Gone, Response
 from pericard.edge.limits import Limits
+from pericard.edge.proxied import Client
 from pericard.errors import MalformedRequest, Overloaded, PericardError, RequestTimeout, RequestTooLarge
 
 _LINGER_SECONDS = 2.0
@@ -37,6 +39,8 @@ class GuardedProtocol(HttpToolsProtocol):
     most: int
     told: Told
 
+    certificate: Certificate | None = None  # of this connection's peer, and of no other
+    believes = False  # a proxy, in what it says of its clients: on its own socket alone
     _timer: asyncio.TimerHandle | None = None
     _stalled: asyncio.TimerHandle | None = None
     _size = 0  # bytes of this message
@@ -46,6 +50,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         """Start the clock: a connection is there to bring a request."""
         super().connection_made(transport)
+        self.certificate = _certificate(transport)
         self._begin()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -88,13 +93,33 @@ class GuardedProtocol(HttpToolsProtocol):
         if len(self.pipeline) >= _MOST_WAITING:
             self._refused = True
             self.transport.abort()
+        if self.believes and not self._refused:
+            try:
+                proxied.client(joined(self.headers))
+            except MalformedRequest as error:
+                self._refuse(error)
         if not self._refused:
             self.enter()
 
     def enter(self) -> None:
         """A request that is not refused enters."""
+        scope = cast("dict[str, object]", self.scope)
+        scope[CERTIFICATE] = self.certificate
+        if self.believes:
+            address, scope[CERTIFICATE] = self.who(joined(self.headers))
+            scope["client"] = (address, 0)
         super().on_headers_complete()
         cast("dict[str, object]", self.scope)[ARRIVED] = partial(_arrived, self.cycle)
+
+    def who(self, headers: Mapping[str, str]) -> Client:
+        """Whose request with these headers is.
+
+        Raises:
+            MalformedRequest: a proxy that is believed does not say it.
+        """
+        if self.believes:
+            return proxied.client(headers)
+        return Client(self.client[0] if self.client else "", self.certificate)
 
     def interrupted(self, error: PericardError) -> None:
         """The body of the request that is being answered broke the rules: its application hears that it ended."""
@@ -191,7 +216,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def write(self, found: Response, *, last: bool, before: bytes = b"") -> None:
         """Write a whole response; ``last`` says that no other follows, ``before`` are lines that every response has."""
         lines = "".join([f"{name}: {value}\r\n" for name, value in found.headers.items()]).encode("latin-1")
-        closing = b"connection: close\r\n" if last else b""
+        closing = b"connection: close\r\n" if last and "connection" not in found.headers else b""
         size = b"content-length: %d\r\n\r\n" % len(found.body)
         self.transport.write(b"".join((STATUS_LINE[found.status], before, lines, closing, size, found.body)))
 
@@ -205,6 +230,14 @@ class GuardedProtocol(HttpToolsProtocol):
     def _abort_later(self) -> None:
         """A connection that was closed and whose peer does not read what is left."""
         self.loop.call_later(self.limits.answer_seconds, self.transport.abort)
+
+
+def _certificate(transport: asyncio.Transport) -> Certificate | None:
+    """The certificate of a peer, with the authorities of the context by which TLS verified it."""
+    connection = transport.get_extra_info("ssl_object")
+    trust = getattr(connection.context, "trust", "") if connection is not None else ""
+    der = connection.getpeercert(binary_form=True) if trust else None
+    return None if der is None else read_certificate(der, trust=trust)
 
 
 def _arrived(cycle: RequestResponseCycle) -> bytes | None:

@@ -6,12 +6,15 @@ from typing import Any
 
 from pericard.auth import Principal
 from pericard.edge.catalog import Catalog, Model
+from pericard.edge.delays import Delays
 from pericard.edge.http import Head
 from pericard.edge.inference import Inference, Terms
 from pericard.edge.limits import Limits
 from pericard.edge.oip import Parameters, Plans
 from pericard.edge.predict import Said
 from pericard.edge.quick import Reader
+from pericard.edge.refusals_log import RefusalsLog
+from pericard.edge.strangers import Strangers
 from pericard.errors import EngineAway, MalformedRequest, PericardError
 from pericard.pipe import EngineLink, Meta
 
@@ -28,10 +31,14 @@ class Upstream:
         said: writes them.
         plans: reads requests of the Open Inference Protocol.
         parameters: of its answers.
+        strangers: whose refusals are summed.
+        delays: how long refused credentials wait.
     """
 
-    def __init__(self, link: EngineLink, limits: Limits, *, version: str) -> None:
-        """Take the engine's link and the limits."""
+    def __init__(
+        self, link: EngineLink, limits: Limits, *, version: str, refusals_log: RefusalsLog | None = None
+    ) -> None:
+        """Take the engine's link, the limits, and the text log of refused credentials."""
         self._link = link
         self.limits = limits
         self.version = version
@@ -41,6 +48,8 @@ class Upstream:
         self.said = Said()
         self.plans = Plans()
         self.parameters = Parameters()
+        self.strangers = Strangers(link, refusals_log)
+        self.delays = Delays(limits.failures, limits.waiting)
         self._catalog: Catalog | None = None
 
     @property
@@ -91,11 +100,16 @@ class Upstream:
 
     def note(self, error: PericardError, head: Head, principal: Principal | None) -> None:
         """Tell the engine of a refusal that it does not know of; nobody waits for it."""
-        event = {"event": "refused", "code": error.code, "address": head.address}
-        if principal is not None:
-            event |= {"principal": principal.name, "credential": principal.credential, "request": head.request_id}
-        self._link.event(event)
+        if principal is None:
+            self.refused(error, head.address)
+            return
+        self._link.event(
+            {
+                "event": "refused", "code": error.code, "address": head.address, "principal": principal.name,
+                "credential": principal.credential, "request": head.request_id,
+            }
+        )  # fmt: skip
 
     def refused(self, error: PericardError, address: str) -> None:
-        """Tell the engine of a stranger's refusal; nobody waits for it."""
-        self._link.event({"event": "refused", "code": error.code, "address": address})
+        """Have the engine told of a stranger's refusal; nobody waits for it."""
+        self.strangers.refused(error.code, address)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from pericard.edge import encoding, oip, predict, problems
 from pericard.edge.catalog import Model
@@ -143,16 +142,8 @@ def _visible(call: Call) -> Callable[[str], bool]:
 
 
 async def _operate(upstream: Upstream, call: Call, name: str) -> Response:
-    known, head = call.known, call.head
-    fields: dict[str, Any] = {
-        "model": call.name,
-        "principal": known.name,
-        "credential": known.credential,
-        "address": head.address,
-        "request": call.request_id,
-    }
     try:
-        done, _ = await upstream.ask(name, fields, seconds=_LOAD_SECONDS)
+        done, _ = await upstream.ask(name, {**call.caller, "model": call.name}, seconds=_LOAD_SECONDS)
     except PericardError as error:
         if error.code in problems.STATUS:
             raise

@@ -21,3 +21,10 @@ class EdgeValues(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key: str | None = None
     minimum_version: str = "1.3"
     direct: bool = True
+    failures: int | None = None
+    refusals_log: str | None = None
+    refusals_log_bytes: int = 1 << 20
+    refusals_log_files: int = 4
+    policy: str | None = None
+    client_ca: str | None = None
+    clients: str = "optional"

@@ -91,6 +91,14 @@ class TrustJournal:
         digest = self.state.current.digest
         self._log.commit([{"event": "trust-reset", _DIGEST: digest, "previous": previous, "reason": reason}])
 
+    def record(self, event: Mapping[str, Any]) -> None:
+        """Record an event together with the state as it is, so that older records of the state may go.
+
+        Raises:
+            AuditUnavailable: it could not be recorded.
+        """
+        self._log.commit([{**event, _DIGEST: self.state.current.digest}])
+
     def accept_time(self, now: int) -> int:
         """Set the recorded time to a clock that an operator vouches for, earlier or later; the time recorded now.
 

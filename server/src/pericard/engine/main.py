@@ -18,12 +18,15 @@ from typing import Any
 
 from pericard import confinement as locking
 from pericard import environment, hardening
-from pericard.audit import AuditLog, default_origin
+from pericard.audit import AuditLog, default_origin, time_of_last
 from pericard.engine.caretaker import Caretaker
+from pericard.engine.clockwatch import ClockWatch
+from pericard.engine.forwarding import Forwarding
 from pericard.engine.gate import Gate
 from pericard.engine.journal import TrustJournal
 from pericard.engine.licences import LicenceWatch
 from pericard.engine.loading import Identities, Loader
+from pericard.engine.pruning import Pruner, Retention
 from pericard.engine.rates import Rates
 from pericard.engine.rechecking import Recheck
 from pericard.engine.reloading import Reloader
@@ -88,11 +91,14 @@ class Engine:
         self._repository = Repository(runtime=runtime.digest, licence_time=self._licence_time)
         self._metrics = Metrics()
         self._metrics.build.info({"version": values.version, "runtime": runtime.digest})
+        if values.forward_status is not None:
+            self._metrics.registry.register(Forwarding(Path(values.forward_status), lambda: self._log.next_index))
         self._confinement = confinement or locking.absent()
         for layer, there in self._confinement["layers"].items():
             self._metrics.engine_confinement.labels(layer).set(int(there))
         self._scheduler = Scheduler(values.queue, per_caller=values.per_caller, delay=values.batch_delay)
         self._watch = LicenceWatch(self._repository, self._metrics, self._scheduler.record)
+        self._clock = ClockWatch(self._scheduler.record, synchronised)
         self._service: Service | None = None
         try:
             exported.set_threads(values.threads)
@@ -107,6 +113,8 @@ class Engine:
                 rates=Rates(values.caller_rate, values.caller_burst),
             )  # fmt: skip
             self._caretaker = self._make_caretaker(values, identities)
+            if (newest := time_of_last(directory, self._log.next_index)) is not None:
+                self._clock.begin(newest)
             self._log.commit([self._start_record(values, devices)])
             live = (identity,) if previous is None else (identity, previous)
             self._loader.recipients = tuple(one.recipient.id for one in live)
@@ -120,6 +128,7 @@ class Engine:
             for place in range(len(devices))
         ]
         self._watch.look(self._licence_time(int(time.time())))
+        self._pruner = self._make_pruner(values)
 
     @property
     def serving(self) -> str:
@@ -145,11 +154,14 @@ class Engine:
         self._caretaker.reload()
 
     def tick(self) -> None:
-        """Once in a while: licence time, the days that licences have left, and the catalog with their states."""
+        """Once in a while: the clock, licence time, the days that licences have left, and the catalog with them."""
+        self._clock.look()
         if time.monotonic() - self._time_raised >= _DAY:  # so that a wrong clock gains no more than a day a day
             self._required.call(self._try_to_raise_time)
         self._watch.look(self._licence_time(int(time.time())))
         self._required.announce()
+        if self._pruner is not None:
+            self._pruner.tick()
 
     def stop(self) -> None:
         """Answer what waits, record the stop, close everything."""
@@ -194,6 +206,13 @@ class Engine:
             watcher, reloader, recheck, self._repository, identities, stopping,
             watch_seconds=folder.watch_seconds if folder else 0.0, recheck_seconds=values.recheck_seconds,
         )  # fmt: skip
+
+    def _make_pruner(self, values: EngineValues) -> Pruner | None:
+        if values.retention_days is None:
+            return None
+        cursor = None if values.forward_cursor is None else Path(values.forward_cursor)
+        retention = Retention(Path(values.audit_directory), values.retention_days, cursor)
+        return Pruner(retention, lambda event: self._required.call(lambda: self._journal.record(event)).result())
 
     def _admin(self, operation: str, fields: dict[str, Any]) -> dict[str, Any]:
         return self._caretaker.admin(operation, fields)

@@ -13,11 +13,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import msgspec
 
-from pericard.engine.rates import Rates
+from pericard.engine.evidence import ASKS
+from pericard.engine.rates import NO_LIMITS, Limits, Rates
 from pericard.engine.refusals import Refusals
 from pericard.engine.repository import Repository
 from pericard.engine.scheduler import Caller, Job, Scheduler
@@ -31,12 +33,16 @@ _MAX_WAIT_MS = 3_600_000  # as long as an operator may let an edge wait
 _LONGEST = 200
 _MOST_CALLERS = 4096
 _MAX_CALLER = 4096  # bytes: what is remembered of callers is bounded
-_MOST_ASKED = 16  # operations that wait for their turn
+_MOST_REFUSALS = 1 << 32  # in one sum
+_MOST_ASKED = 16  # that wait for their turn, of what takes long
 _CALLER_FIELDS = ("principal", "credential", "address", "request")
-_EVENTS = ("refused",)  # of an edge; whatever else the log holds, the engine saw itself
-_EVENT_FIELDS = ("event", "code", *_CALLER_FIELDS, "model", "operation")
+_POLICY_EVENTS = ("policy-loaded", "policy-refused")
+_EVENTS = ("refused", *_POLICY_EVENTS)  # of an edge; whatever else the log holds, the engine saw itself
+_EVENT_FIELDS = ("event", "code", *_CALLER_FIELDS, "model", "operation", "policy")
 
 Admin = Callable[[str, dict[str, Any]], dict[str, Any]]
+#: Reads the log: what is asked for, how, and by whom.
+Reading = Callable[[str, dict[str, Any], dict[str, str]], bytes]
 
 
 class Reception:
@@ -52,6 +58,7 @@ class Reception:
         rates: Rates,
         admin: Admin,
         statistics: Callable[[], list[dict[str, object]]],
+        evidence: Reading,
     ) -> None:
         """Take what frames are turned into.
 
@@ -63,6 +70,7 @@ class Reception:
             rates: how fast a caller may ask.
             admin: carries out an operation on the repository; called on a thread of its own.
             statistics: of every version that is served, for whoever asks.
+            evidence: reads the log; called on a thread of its own.
         """
         self._repository = repository
         self._scheduler = scheduler
@@ -71,14 +79,15 @@ class Reception:
         self._rates = rates
         self._admin = admin
         self._statistics = statistics
+        self._evidence = evidence
         self._codes = frozenset(leaves())
         self._callers: dict[bytes, Caller] = {}
         self._links: dict[int, EdgeLink] = {}
         self._poll = select.epoll()
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poll.register(self._bell, select.EPOLLIN)
-        self._operators = ThreadPoolExecutor(max_workers=1, thread_name_prefix="operator")
-        self._turns = threading.Semaphore(_MOST_ASKED)
+        self._operators = _Turns("operator")
+        self._readers = _Turns("evidence")  # a load may take minutes
 
     @property
     def links(self) -> list[EdgeLink]:
@@ -114,7 +123,8 @@ class Reception:
         """Close every link; again, nothing happens."""
         if self._poll.closed:
             return
-        self._operators.shutdown(wait=False, cancel_futures=True)
+        self._operators.close()
+        self._readers.close()
         for descriptor, link in list(self._links.items()):
             self._forget(descriptor, link)
         self._poll.close()
@@ -140,7 +150,7 @@ class Reception:
             if self._scheduler.cancel(link, frame.request) is not None:
                 self._refuse(link, frame.request, Cancelled("request: its caller left"))
         elif frame.type is FrameType.EVENT:
-            self._event(fields(frame.meta, _EVENT_FIELDS))
+            self._event(fields(meta := frame.meta, _EVENT_FIELDS), meta.get("count", 1))
         elif frame.type is FrameType.ASK:
             self._ask(link, frame)
         elif frame.type is FrameType.HEARD:
@@ -160,7 +170,7 @@ class Reception:
         try:
             caller = self._caller(question.caller)
             served = self._repository.find(question.model)
-            self._rates.admit(caller.principal, now)
+            self._rates.admit(caller.principal, now, caller.limits)
             deadline = now + question.deadline_ms / 1000
             self._scheduler.submit(Job(link, frame.request, question, served, caller, deadline, now))
         except PipeError:
@@ -175,10 +185,12 @@ class Reception:
             if len(data) > _MAX_CALLER:
                 raise MalformedRequest(f"pipe: a question's caller takes more than {_MAX_CALLER} bytes")
             try:
-                found = fields(msgspec.json.decode(data, type=dict[str, Any]), _CALLER_FIELDS)
+                said = msgspec.json.decode(data, type=dict[str, Any])
+                limits = msgspec.convert(said["limits"], type=Limits) if "limits" in said else NO_LIMITS
             except (ValueError, RecursionError) as error:  # of which a DecodeError is one, and text that is no UTF-8
                 raise MalformedRequest("pipe: a question's caller cannot be read") from error
-            caller = Caller(*(found.get(name, "") for name in Caller._fields))
+            found = fields(said, _CALLER_FIELDS)
+            caller = Caller(found.get("principal", ""), found.get("credential", ""), found.get("address", ""), limits)
             if len(self._callers) >= _MOST_CALLERS:
                 self._callers.clear()
             self._callers[data] = caller
@@ -188,20 +200,33 @@ class Reception:
         self._metrics.requests.labels(error.code).inc()
         link.send([error_frame(number, error)])
 
-    def _event(self, event: dict[str, str]) -> None:
-        """Count an event; a refusal of a stranger becomes part of a minute's sum instead of a record.
+    def _event(self, event: dict[str, str], count: object) -> None:
+        """Count an event; refusals of a stranger become part of a minute's sum instead of a record.
 
         Raises:
             PipeError: it is none that an edge may tell.
         """
         if event.get("event") not in _EVENTS:
             raise PipeError("pipe: an edge told an event that is not its to tell")
+        if type(count) is not int or not 0 < count <= _MOST_REFUSALS:
+            raise PipeError("pipe: an edge told of a number of events that is none")
         code = event.get("code", "")
+        if event["event"] in _POLICY_EVENTS:
+            self._policy(event, code if code in self._codes else "unknown")
+            return
         if code:
-            self._metrics.requests.labels(code if code in self._codes else "unknown").inc()
+            self._metrics.requests.labels(code if code in self._codes else "unknown").inc(count)
         if "principal" not in event:
-            self._refusals.add(event.get("address", ""), code)
+            self._refusals.add(event.get("address", ""), code, count)
         elif not self._scheduler.record(event):
+            self._refusals.suppress(count)
+
+    def _policy(self, event: dict[str, str], code: str) -> None:
+        """An edge took a policy, or kept the one before."""
+        taken = event["event"] == "policy-loaded"
+        self._metrics.policy_loads.labels("ok" if taken else code).inc()
+        self._metrics.policy_refused.set(not taken)
+        if not self._scheduler.record({name: text for name, text in event.items() if text}):
             self._refusals.suppress(1)
 
     def _ask(self, link: EdgeLink, frame: Frame) -> None:
@@ -215,25 +240,53 @@ class Reception:
         elif name == "index":
             link.send([encode(FrameType.REPLY, frame.request, {"index": self._repository.index()})])
         elif name == "load" or name == "unload":  # noqa: PLR1714  (a set needs a hash, which what an edge sent may lack)
-            if not self._turns.acquire(blocking=False):
+            wanted = fields(asked, (*_CALLER_FIELDS, "model"))
+            work = partial(self._reply, link, frame.request, lambda: (self._admin(name, wanted), b""))
+            if not self._operators.take(work):
                 self._refuse(link, frame.request, Overloaded("engine: other models are being loaded"))
-                return
-            self._operators.submit(self._operate, link, frame.request, name, asked)
+        elif isinstance(name, str) and name in ASKS:
+            caller = fields(asked, _CALLER_FIELDS)
+            work = partial(self._reply, link, frame.request, lambda: ({}, self._evidence(name, asked, caller)))
+            if not self._readers.take(work):
+                self._refuse(link, frame.request, Overloaded("engine: others read the log", hint="try again later"))
         else:
             raise PipeError("pipe: an edge asked for something that there is not")
 
-    def _operate(self, link: EdgeLink, number: int, name: str, asked: dict[str, Any]) -> None:
-        """On the operators' thread: a load may take minutes."""
+    def _reply(self, link: EdgeLink, number: int, work: Callable[[], tuple[dict[str, Any], bytes]]) -> None:
+        """Do what takes long, on a thread of its own, and send what came of it."""
         try:
-            done = self._admin(name, fields(asked, (*_CALLER_FIELDS, "model")))
-            link.send([encode(FrameType.REPLY, number, done)])
+            head, body = work()
+            link.send([encode(FrameType.REPLY, number, head, body)])
         except PericardError as error:
             link.send([error_frame(number, error)])
         except Exception:
-            _logger.exception("%s: failed", name)
+            _logger.exception("what an edge asked for: failed")
             link.send([error_frame(number, PericardError("engine: failed"))])
+
+
+class _Turns:
+    """One thread, and at most so many that wait for it."""
+
+    def __init__(self, name: str) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+        self._free = threading.Semaphore(_MOST_ASKED)
+
+    def take(self, work: Callable[[], None]) -> bool:
+        """Have it done when its turn comes; False if too many wait already."""
+        if not self._free.acquire(blocking=False):
+            return False
+        self._thread.submit(self._do, work)
+        return True
+
+    def close(self) -> None:
+        """Do nothing more."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _do(self, work: Callable[[], None]) -> None:
+        try:
+            work()
         finally:
-            self._turns.release()
+            self._free.release()
 
 
 def fields(meta: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:

@@ -25,13 +25,13 @@ class Refusals:
         self._suppressed = 0
         self._since = time.monotonic()
 
-    def add(self, address: str, code: str) -> None:
-        """Count one refusal."""
+    def add(self, address: str, code: str, count: int = 1) -> None:
+        """Count refusals; those without an address are told as one number."""
         with self._lock:
-            if (address, code) in self._counts or len(self._counts) < _MOST_COUNTED:
-                self._counts[address, code] += 1
+            if address and ((address, code) in self._counts or len(self._counts) < _MOST_COUNTED):
+                self._counts[address, code] += count
             else:
-                self._suppressed += 1
+                self._suppressed += count
 
     def suppress(self, count: int) -> None:
         """Count events of which no more can be said than that they were."""

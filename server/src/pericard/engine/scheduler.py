@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from pericard.engine.rates import NO_LIMITS, Limits
 from pericard.engine.repository import Served
 from pericard.errors import ModelNotReady, Overloaded, PipeError, RateLimited
 from pericard.pipe import EdgeLink, Question
@@ -31,6 +32,7 @@ class Caller(NamedTuple):
     principal: str
     credential: str
     address: str
+    limits: Limits = NO_LIMITS
 
 
 @dataclass(slots=True, eq=False)
@@ -132,9 +134,11 @@ class Scheduler:
                 raise ModelNotReady("engine: is stopping", hint="try again in a second")
             if len(self._jobs) >= self._limit:
                 raise Overloaded(f"engine: {self._limit} requests wait already", hint="try again later")
-            if self._callers[principal] >= self._per_caller:
+            own = job.caller.limits.rows
+            most = self._per_caller if own is None else own
+            if self._callers[principal] >= most:
                 raise RateLimited(
-                    f"{principal}: has {self._per_caller} requests under way already",
+                    f"{principal}: has {most} requests under way already",
                     hint="send fewer requests at a time",
                 )
             self._callers[principal] += 1

@@ -23,6 +23,7 @@ from pericard.audit import AuditLog, Entry, opening_key
 from pericard.audit.log import MAX_RECORDS
 from pericard.engine import records
 from pericard.engine.batch import Batcher, Item, late
+from pericard.engine.evidence import Evidence
 from pericard.engine.rates import Rates
 from pericard.engine.reception import Admin, Reception
 from pericard.engine.refusals import Refusals
@@ -80,6 +81,7 @@ class Service:
         self._refusals = Refusals()
         self._waiting: list[dict[str, Any]] = []  # records of events that are not durable yet
         self._reopened = float("-inf")
+        self._recovered = log.recovered_bytes  # what records tell already
         self._running = 0  # threads
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._batchers: tuple[dict[int, Batcher], ...] = tuple({} for _ in devices)
@@ -94,6 +96,7 @@ class Service:
         self._reception = Reception(
             repository, scheduler, metrics, self._refusals,
             rates=rates or Rates(), admin=admin, statistics=self.statistics,
+            evidence=Evidence(log, self.call).read,
         )  # fmt: skip
         metrics.audit_available.set(1)
 
@@ -316,7 +319,7 @@ class Service:
 
     def _keep(self, found: list[dict[str, Any]]) -> None:
         """Have records written with the next group, or with the first one that the log takes again."""
-        room = _MOST_WAITING - len(self._waiting)
+        room = max(0, _MOST_WAITING - len(self._waiting))
         self._waiting += found[:room]
         if len(found) > room:
             self._refusals.suppress(len(found) - room)
@@ -330,6 +333,9 @@ class Service:
         self._reopened = time.monotonic()
         self._log.reopen()
         self._metrics.audit_available.set(1)
+        told = {"event": "log-recovered", "bytes": self._log.recovered_bytes - self._recovered}
+        again = bool(self._waiting) and self._waiting[0]["event"] == told["event"]  # a full disk fails once a second
+        self._waiting[: int(again)] = [told]
 
     def _recorded(self, items: list[Item], device: int) -> list[tuple[Item, Entry, bytes]]:
         """Make what waits and the items durable; each item with its entry and its opening key."""
@@ -357,6 +363,7 @@ class Service:
         entries: list[Entry] = []
         for first in range(0, len(found), MAX_RECORDS):
             entries += self._log.commit(found[first : first + MAX_RECORDS])
+            self._recovered = self._log.recovered_bytes
             del self._waiting[:MAX_RECORDS]  # they come first, so these are the ones that are durable now
         self._metrics.audit_commit_seconds.observe(time.perf_counter() - started)
         self._metrics.audit_size.set(self._log.next_index)

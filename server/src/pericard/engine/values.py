@@ -43,6 +43,9 @@ class EngineValues(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         batch_delay: seconds that an item may wait for others to share its batch.
         recheck_seconds: from one round of known answers to the next; 0 for none.
         drain_seconds: how long a version that was replaced may take to answer what it was asked.
+        retention_days: records stay at least that long; None for ever.
+        forward_cursor: the file that says what the collector has, so that nothing else is pruned, or None.
+        forward_status: the file in which the forwarder says how far it is, or None.
         require: layers of the confinement without which the engine does not start.
     """
 
@@ -64,4 +67,7 @@ class EngineValues(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     batch_delay: float = 0.0
     recheck_seconds: float = 3600.0
     drain_seconds: float = 30.0
+    retention_days: int | None = None
+    forward_cursor: str | None = None
+    forward_status: str | None = None
     require: tuple[str, ...] = ("seccomp",)

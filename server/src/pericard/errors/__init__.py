@@ -42,7 +42,8 @@ carries a secret. ::
     │   ├── RequestTimeout           request-timeout
     │   ├── UnsupportedMedia         unsupported-media-type
     │   ├── UnknownRoute             unknown-route
-    │   └── MethodNotAllowed         method-not-allowed
+    │   ├── MethodNotAllowed         method-not-allowed
+    │   └── UnknownRecord            unknown-record
     ├── AuthError
     │   ├── Unauthenticated          unauthenticated
     │   └── Forbidden                forbidden
@@ -65,6 +66,7 @@ carries a secret. ::
     │   ├── RecordAltered            audit-record-altered
     │   ├── LogTruncated             audit-log-truncated
     │   └── SplitView                audit-split-view
+    ├── CollectorUnavailable         collector-unavailable
     ├── ReplayError
     │   ├── ReceiptInvalid           replay-receipt-invalid
     │   ├── NothingToReplay          replay-nothing
@@ -85,6 +87,7 @@ from pericard.errors.evidence import (
     AuditError,
     AuditLogInvalid,
     AuditUnavailable,
+    CollectorUnavailable,
     InputDiffers,
     LogTruncated,
     NothingToReplay,
@@ -145,6 +148,7 @@ from pericard.errors.requests import (
     RequestTooLarge,
     Unauthenticated,
     UnknownModel,
+    UnknownRecord,
     UnknownRoute,
     UnsupportedMedia,
 )
@@ -172,6 +176,7 @@ __all__ = [
     "BadNotice",
     "BadSignature",
     "Cancelled",
+    "CollectorUnavailable",
     "ConfigError",
     "ContractMismatch",
     "CorruptPayload",
@@ -228,6 +233,7 @@ __all__ = [
     "TrustStateInvalid",
     "Unauthenticated",
     "UnknownModel",
+    "UnknownRecord",
     "UnknownRoute",
     "UnlockRefused",
     "UnsupportedMedia",

@@ -39,6 +39,12 @@ class SplitView(AuditError):
     code = "audit-split-view"
 
 
+class CollectorUnavailable(PericardError):
+    """The collector of audit records did not take them; they are kept and sent again."""
+
+    code = "collector-unavailable"
+
+
 class ReplayError(PericardError):
     """Base: an answer was not repeated, and this is why."""
 

@@ -45,6 +45,12 @@ class MethodNotAllowed(RequestError):
     code = "method-not-allowed"
 
 
+class UnknownRecord(RequestError):
+    """The audit log has no such record, or not yet."""
+
+    code = "unknown-record"
+
+
 class AuthError(PericardError):
     """Base: the caller may not."""
 

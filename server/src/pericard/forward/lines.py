@@ -42,6 +42,11 @@ def send_lines(directory: Path, cursor_path: Path, out: BinaryIO, *, follow: boo
                 hint="verify the log with a head that was sent; for another log, use another cursor",
             )
         group = list(itertools.islice(records(directory, cursor.position, durable), _GROUP))
+        if group and group[0][0] != cursor.position:
+            raise LogTruncated(
+                f"records {cursor.position} to {group[0][0] - 1}: were pruned before they were sent",
+                hint=f"move the cursor to {group[0][0]} to go on without them",
+            )
         out.writelines(
             json.dumps(record, sort_keys=True, separators=(",", ":")).encode("ascii") + b"\n" for _, record in group
         )

@@ -10,6 +10,7 @@ import base64
 import binascii
 import os
 import stat
+from collections.abc import Mapping
 from io import FileIO
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from pericard.keys.secrets import take, wipe
 
 _MAX_KEY_FILE = 64 * 1024
 #: The words before public keys: given where a private one belongs, they are a mix-up and no leak.
-_PUBLIC_KINDS = (b"pericard-recipient-v1", b"pericard-publisher-v1", b"pericard-log-v1")
+_PUBLIC_KINDS = (b"pericard-recipient-v1", b"pericard-publisher-v1", b"pericard-log-v1", b"pericard-log-v2")
 
 
 def write_private_file(path: Path, kind: str, secret: bytes | bytearray, *, comment: str) -> None:
@@ -48,6 +49,18 @@ def read_public_file(path: Path, kind: str, length: int) -> bytes:
         KeyFileInvalid: it is missing, of another kind, or damaged.
     """
     return bytes(_decode(_read(path), path, kind, length))
+
+
+def read_public_file_of(path: Path, kinds: Mapping[str, int]) -> bytes:
+    """Read a public key file of one of several kinds; for each, its length in bytes.
+
+    Raises:
+        KeyFileInvalid: it is missing, of another kind, or damaged.
+    """
+    text = _read(path)
+    named = bytes(_lines(text, path, "key")[0].partition(b" ")[0]).decode("ascii", "replace")
+    kind = named if named in kinds else next(iter(kinds))
+    return bytes(_decode(text, path, kind, kinds[kind]))
 
 
 def read_secret_file(path: Path, kind: str, length: int, *, shared: int = 0) -> bytearray:

@@ -8,6 +8,7 @@ only once the engine answered the question that named it, whether anybody still 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import socket
 import time
@@ -32,6 +33,7 @@ from pericard.pipe.region import Region, Slot
 
 _MAX_UNSENT = 64 << 20
 _LOOK_SECONDS = 0.1
+_FINISH_SECONDS = 1.0
 
 
 class Answer(NamedTuple):
@@ -86,6 +88,7 @@ class EngineLink:
         self._region: Region | None = None
         self._shared: tuple[bytes, Meta] = (b"", {})
         self._unsaid = bytearray()  # frames of this turn of the loop
+        self._ended = asyncio.Event()
 
     async def attach(self, sock: socket.socket, region: int) -> None:
         """Use a new socket and a new region, by its descriptor; the old connection, if any, is closed.
@@ -106,6 +109,18 @@ class EngineLink:
         if self._transport is not None:
             self._transport.abort()
             self._lost(self._transport)
+
+    async def finish(self) -> None:
+        """Close the connection once what was said last has left, or after a second."""
+        if self._transport is None:
+            return
+        self._flush()
+        self._ended = asyncio.Event()
+        self._transport.close()  # once all is written
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FINISH_SECONDS):
+                await self._ended.wait()
+        self.close()
 
     def reserve(self, size: int) -> Slot:
         """A place for one row; it is given to :meth:`infer`, or back by :meth:`release`.
@@ -186,10 +201,12 @@ class EngineLink:
         finally:
             self._replies.pop(number, None)
 
-    def event(self, meta: Meta) -> None:
-        """Tell the engine something to count or record; never waits, and is lost while the engine is away."""
-        if self._transport is not None and self._unsent() < _MAX_UNSENT:
-            self._say(encode(FrameType.EVENT, 0, meta))
+    def event(self, meta: Meta) -> bool:
+        """Tell the engine something to count or record; never waits. False if the engine is away, and was not told."""
+        if self._transport is None or self._unsent() >= _MAX_UNSENT:
+            return False
+        self._say(encode(FrameType.EVENT, 0, meta))
+        return True
 
     def _say(self, frame: bytes) -> None:
         """Send a frame with all others of this turn of the loop: each write wakes the engine, which then computes."""
@@ -278,6 +295,7 @@ class EngineLink:
             self._replied(number, gone)
         for number in list(self._asked):
             self._answered(number, gone)
+        self._ended.set()
         if self._on_lost is not None:
             self._on_lost()
 
