@@ -74,7 +74,7 @@ def test_the_shipped_configuration_stores_records_and_heads(
         log.commit([{"event": "predict", "outcome": "ok"}] * 300)
         log.publish()
         Forwarder(collector.values(authority, tmp_path, rsyslog.port)).run(threading.Event(), follow=False)
-        head = log.head
+        head = log.publish()
     assert stored(rsyslog) == dict(raw_records(tmp_path / "audit"))
     heads = [json.loads(line[line.index("] {") + 2 :]) for line in rsyslog.lines() if " checkpoint [" in line]
     assert head is not None

@@ -38,11 +38,11 @@ def strip_edge() -> None:
     import msgspec
     import numpy as np
 
-    from pericard.auth import OPERATIONS, Principal
+    from pericard.auth import OPERATIONS, Grant, Principal
     from pericard.edge import answer, credentials, native, predict
     from pericard.edge.oip import response
 
-    anybody = Principal("anybody", "none", frozenset(OPERATIONS), ("*",))
+    anybody = Principal("anybody", "none", (Grant(frozenset(OPERATIONS), ("*",)),))
 
     def prediction(found: Any, model: Any) -> bytes:
         outputs = {

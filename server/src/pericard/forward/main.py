@@ -164,7 +164,8 @@ class Forwarder:
                 raise AuditLogInvalid(f"{self._directory}: is not there")
             return
         head = note.claims(signed)
-        self._head = signed, head.size
+        if self._head is None or self._head[1] <= self._position:
+            self._head = signed, head.size  # else one is being caught up with: a log that outruns us would show none
         self._sender = self._sender or message.Sender.here(head.origin, self._values.version)
         self.status.published = head.size
         if head.size < self._position:
