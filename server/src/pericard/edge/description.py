@@ -302,17 +302,8 @@ _BYTES = {"schema": {"type": "string", "format": "binary"}}
 _TEXT = {"/metrics": "Prometheus text", "/audit/checkpoint": "a C2SP checkpoint: a signed note"}
 #: What the engine is asked for, which may be late.
 _ASKS = (
-    "/metrics",
-    "/stats",
-    "/index",
-    "/load",
-    "/unload",
-    "/infer",
-    "/predict",
-    "/records",
-    "/checkpoint",
-    "/{index}",
-)
+    "/metrics", "/stats", "/index", "/load", "/unload", "/infer", "/predict", "/records", "/checkpoint", "/{index}",
+)  # fmt: skip
 
 
 def _path(route: Route) -> str:

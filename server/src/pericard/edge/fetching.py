@@ -40,9 +40,8 @@ def _get(url: str, ca: str | None) -> bytes:
     connection = http.client.HTTPSConnection(parts.hostname, parts.port or 443, timeout=_SECONDS, context=context)
     with closing(connection):
         connection.connect()
-        late = threading.Timer(
-            _SECONDS, _end, [connection.sock]
-        )  # a drop now and then would keep a time-out from coming
+        # a drop now and then would keep a time-out from coming
+        late = threading.Timer(_SECONDS, _end, [connection.sock])
         late.daemon = True
         late.start()
         try:
