@@ -43,7 +43,7 @@ $(ENV_STAMP): $(ENV_INPUTS)
 	@echo "env: torch"
 	@$(PIP) torch==2.13.0
 	@echo "env: tools, libraries, pericard-server and pericard-client (editable)"
-	@$(PIP) --no-build-isolation -r constraints/tools.txt -e './server[onnx]' -e './client[plot,verify]'
+	@$(PIP) --no-build-isolation -r constraints/tools.txt -e './server[onnx,env]' -e './client[plot,verify]'
 	@$(PYTHON) -m pip check
 	@touch $@
 

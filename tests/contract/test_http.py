@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from entrances import (
@@ -29,7 +30,7 @@ from serving import CLIPPED, FAILING, FLAT, GOOD, OTHER
 
 from pericard import errors
 from pericard.auth import Authority, TokenFile
-from pericard.edge import oip, problems
+from pericard.edge import description, oip, problems
 from pericard.edge.answer import ROUTES, Answerer
 from pericard.edge.app import create_app
 from pericard.edge.gate import OPEN, Route
@@ -330,6 +331,10 @@ def test_server_metadata(entrance: Entrance, keys: Keys) -> None:
 
     assert (reply["name"], reply["version"], reply["extensions"]) == ("pericard", VERSION, list(oip.EXTENSIONS))
     assert re.fullmatch(r"[0-9a-f]{64}", reply["runtime"])
+    found = msgspec.convert(reply["environment"], description.Environment, strict=True)
+    assert msgspec.to_builtins(found) == reply["environment"]
+    assert (found.mode, found.state, found.findings, found.digest) == ("off", "off", 0, reply["runtime"])
+    assert (found.driver, found.cuda, found.cudnn) == (None, None, None)
 
 
 def test_a_caller_sees_the_models_that_it_may_use(entrance: Entrance, keys: Keys) -> None:

@@ -18,7 +18,9 @@ from typing import Any
 import pytest
 import yaml
 
+from pericard import settings
 from pericard.engine.forwarding import Forwarding
+from pericard.environment import injected
 from pericard.errors import leaves
 from pericard.metrics import Metrics
 
@@ -28,6 +30,8 @@ PROMETHEUS = ROOT / "configs" / "prometheus"
 DOCKER = ROOT / "docker"
 MANIFESTS = sorted((DOCKER / "kubernetes").glob("*.yaml"))
 KUBERNETES = "1.33"
+MANIFEST = "/etc/pericard/environment.json"
+VERIFIER = "/usr/local/libexec/pericard/verify-environment"
 HIGHEST_EXPOSURE = 16  # tenths; systemd calls 100 the worst
 COMMAND = ["/opt/pericard/bin/pericard", "serve", "--config", "/etc/pericard/server.yaml"]
 
@@ -71,7 +75,7 @@ def test_systemd_accepts_the_unit_without_a_word(unit: Path) -> None:
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("line", ["ProtectSytem=strict", "SystemCallFilter=no_such_call", "ExecStartPre=/no/such/file"])
+@pytest.mark.parametrize("line", ["ProtectSytem=strict", "SystemCallFilter=no_such_call", "ExecStopPost=/no/such/file"])
 def test_systemd_finds_a_planted_fault(unit: Path, line: str) -> None:
     unit.write_text(unit.read_text().replace("[Install]", f"{line}\n\n[Install]"))
 
@@ -110,11 +114,67 @@ def test_the_account_can_be_made() -> None:
 
 
 def test_the_unit_and_the_image_start_the_same_command() -> None:
-    entry = re.search(r"^ENTRYPOINT (\[.+\])$", (DOCKER / "Dockerfile").read_text(), re.MULTILINE)
+    words = entry_point()
 
-    assert entry
-    assert yaml.safe_load(entry[1]) == COMMAND
+    assert words[-len(COMMAND) :] == COMMAND
     assert f"ExecStart={' '.join(COMMAND)}" in UNIT.read_text().splitlines()
+
+
+def entry_point() -> list[str]:
+    """What the image starts."""
+    entry = re.search(r"^ENTRYPOINT (\[[^]]+\])$", (DOCKER / "Dockerfile").read_text(), re.MULTILINE)
+    assert entry
+    words: list[str] = yaml.safe_load(entry[1].replace("\\\n", ""))
+    return words
+
+
+def test_both_verify_the_environment_from_outside_of_it_first() -> None:
+    (line,) = [line for line in UNIT.read_text().splitlines() if line.startswith("ExecStartPre=")]
+    outside = ["/usr/bin/python3", "-I", "-S"]
+
+    assert f"exec {' '.join(outside)} {VERIFIER} {MANIFEST}'" in line
+    assert f"[ ! -e {MANIFEST} ] ||" in line
+    assert entry_point()[: -len(COMMAND)] == [*outside, "/usr/local/libexec/pericard/verified.py", MANIFEST, VERIFIER]
+    assert settings.EnvironmentSettings().manifest == MANIFEST
+    copied = f"COPY server/src/pericard/environment/verifier.py {VERIFIER}"
+    assert copied in (DOCKER / "Dockerfile").read_text().splitlines()
+
+
+def test_the_unit_clears_every_variable_that_injects_code() -> None:
+    lines = [line for line in UNIT.read_text().splitlines() if line.startswith("UnsetEnvironment=")]
+    cleared = {name for line in lines for name in line.partition("=")[2].split()}
+    patterns = [re.escape(name).replace(r"\*", r"\w*") for name in injected.VARIABLES]
+
+    assert [pattern for pattern in patterns if not any(re.fullmatch(pattern, name) for name in cleared)] == []
+    assert [name for name in cleared if not any(re.fullmatch(pattern, name) for pattern in patterns)] == []
+
+
+def _first(tmp_path: Path, manifest: str, verifier: str) -> subprocess.CompletedProcess[str]:
+    """Run the image's first program with a verifier of two lines, and a server that says so."""
+    (tmp_path / "verifier.py").write_text(verifier)
+    command = [
+        sys.executable, "-I", "-S", DOCKER / "verified.py", manifest, tmp_path / "verifier.py",
+        _component("echo"), "serving", "it",
+    ]  # fmt: skip
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+
+
+@pytest.mark.parametrize("status", [0, 1, 2])
+def test_the_image_starts_its_server_only_after_a_clean_verdict(tmp_path: Path, status: int) -> None:
+    manifest = tmp_path / "environment.json"
+    manifest.write_text("{}")
+    saying = f"import sys; assert sys.argv[1:] == [{str(manifest)!r}] and sys.flags.isolated; sys.exit({status})"
+    done = _first(tmp_path, str(manifest), saying)
+
+    assert (done.returncode, done.stdout, done.stderr) == (status, "" if status else "serving it\n", "")
+
+
+def test_the_image_without_a_manifest_asks_no_verifier_and_one_that_is_hidden_is_refused(tmp_path: Path) -> None:
+    assert _first(tmp_path, str(tmp_path / "none.json"), "raise SystemExit(1)").stdout == "serving it\n"
+
+    hidden = _first(tmp_path, str(tmp_path / "verifier.py" / "environment.json"), "")
+    assert (hidden.returncode, hidden.stdout) == (2, "")
+    assert "whether it is there cannot be seen" in hidden.stderr
 
 
 # --- Prometheus
@@ -219,7 +279,7 @@ def test_the_build_sees_what_it_copies_and_nothing_else() -> None:
     assert rules[0] == "*"
     assert all((ROOT / path).exists() for path in allowed)
     assert {path.split("/")[0] for path in allowed} == {path.split("/")[0] for path in copied}
-    assert all(any(path.startswith(source) for path in allowed) for source in copied)
+    assert all(any(path.startswith(source) or source.startswith(path) for path in allowed) for source in copied)
 
 
 class _Health(http.server.HTTPServer):

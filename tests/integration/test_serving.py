@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from integration_site import Daemon, Site, pericard, running
+from integration_site import Daemon, Site, in_words, pericard, running
 
 pytestmark = pytest.mark.integration
 
@@ -188,14 +188,14 @@ def test_beyond_loopback_it_needs_tls(site: Site) -> None:
     config.write_text("\n".join(lines).replace("127.0.0.1", "0.0.0.0"))  # noqa: S104  (it must be refused)
     refused = pericard("serve", "--config", "server.yaml", cwd=site.folder, check=False)
     assert refused.returncode == 1
-    assert refused.stderr.startswith("pericard: error: ")
+    assert in_words(refused.stderr).startswith("pericard: error: ")
     assert "hint: set tls.certificate" in refused.stderr
 
 
 def test_a_second_daemon_on_one_log_is_refused(shared_daemon: Daemon) -> None:
     refused = pericard("serve", "--config", "server.yaml", cwd=shared_daemon.site.folder, check=False)
     assert refused.returncode == 1
-    assert refused.stderr.startswith("pericard: error: audit log:")
+    assert in_words(refused.stderr).startswith("pericard: error: audit log:")
     assert "Traceback" not in refused.stderr
 
 
@@ -230,7 +230,7 @@ def test_a_start_that_must_be_refused_says_why(site: Site, change: object, words
     change(site.folder)  # type: ignore[operator]
     refused = pericard("serve", "--config", "server.yaml", cwd=site.folder, check=False)
     assert refused.returncode == 1
-    assert refused.stderr.startswith("pericard: error: ")
+    assert in_words(refused.stderr).startswith("pericard: error: ")
     assert words in refused.stderr
     assert "Traceback" not in refused.stderr
 

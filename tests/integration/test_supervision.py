@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from integration_site import Daemon, Site, children_of, pericard, running, serve
+from integration_site import Daemon, Site, children_of, in_words, pericard, running, serve
 
 pytestmark = pytest.mark.integration
 
@@ -57,7 +57,7 @@ def until(holds: Callable[[], bool]) -> None:
 def ended(process: subprocess.Popen[str]) -> str:
     """What a daemon said until it ended by itself."""
     try:
-        return process.communicate(timeout=BOUND_SECONDS)[1]
+        return in_words(process.communicate(timeout=BOUND_SECONDS)[1])
     finally:
         process.kill()
         process.wait()

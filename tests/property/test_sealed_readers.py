@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
-from sealed_strategies import descriptions, integers, manifests, tensors, termed, values
+from sealed_strategies import FLAGS, descriptions, integers, manifests, tensors, termed, values, versions
 
 from pericard import canonical
+from pericard.environment import Cuda, Host
 from pericard.errors import PericardError, SealedModelError, TrustError
 from pericard.keys import Identity, PublisherKey
 from pericard.sealed import Description, Manifest, SealedModel, Source, Term, artifact, layout, manifest, notice, seal
@@ -246,8 +247,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("sealed")
 
 
-def product_opens(path: Path, number: int, now: int, runtime: str) -> tuple[str, bytes, str]:
-    policy = Policy(Pins.of(PUBLISHER), TrustState(path.parent / "trust.json"), runtime=runtime)
+def product_opens(path: Path, number: int, now: int, runtime: str, host: Host) -> tuple[str, bytes, str]:
+    policy = Policy(Pins.of(PUBLISHER), TrustState(path.parent / "trust.json"), runtime=runtime, host=host)
     try:
         with SealedModel(path) as source:
             model = source.verify(policy.publishers)
@@ -259,10 +260,13 @@ def product_opens(path: Path, number: int, now: int, runtime: str) -> tuple[str,
         return error.code, b"", ""
 
 
-def second_opens(path: Path, number: int, now: int, runtime: str) -> tuple[str, bytes, str]:
+def second_opens(path: Path, number: int, now: int, runtime: str, host: Host) -> tuple[str, bytes, str]:
     who = SEEDS[number], IDENTITIES[number].recipient.id
+    told = host.cuda and {"driver": host.cuda.driver, "cuda": host.cuda.runtime, "cudnn": host.cuda.cudnn}
     try:
-        found = reader.open_model(path.read_bytes(), [PUBLISHER.public], *who, now=now, runtime=runtime)
+        found = reader.open_model(
+            path.read_bytes(), [PUBLISHER.public], *who, now=now, runtime=runtime, flags=tuple(host.flags), cuda=told
+        )
     except reader.Refused as refusal:
         return str(refusal), b"", ""
     return reader.canonical(found["manifest"]), found["plaintext"], found["licence"]
@@ -301,7 +305,10 @@ def test_what_is_sealed_is_what_both_open(
     edge = data.draw(st.sampled_from([term.not_before, term.not_after, term.not_after + term.grace_days * 86_400]))
     now = max(0, edge + data.draw(st.integers(-1, 1)))
     runtime = about.required_runtime or "ab" * 32
-    product, second = product_opens(path, number, now, runtime), second_opens(path, number, now, runtime)
+    cuda = st.none() | st.builds(Cuda, *[st.just("") | versions] * 3)
+    host = data.draw(st.builds(Host, st.frozensets(st.sampled_from(FLAGS)), cuda))
+    site = path, number, now, runtime, host
+    product, second = product_opens(*site), second_opens(*site)
 
     assert product == second
     event(product[2] or product[0])

@@ -1,8 +1,9 @@
 """A second reader of sealed models, from ``docs/spec/sealed-model.md`` alone; plaintext stays in memory: for tests.
 
 ``members.json`` has its tables. Text there is a pattern, or names another rule; ``[a, b]`` is an integer from a to b;
-``[a, b, R]`` a list of a to b values of R; ``[null, R]`` null or R; ``{…}`` an object with these members and no other;
-``{"*": [N, R]}`` one with any number of members, their names of N and their values of R.
+``[a, b, R]`` a list of a to b values of R; ``[null, R]`` null or R; ``{…}`` an object with these members and no other,
+of which those with a ``?`` may be missing; ``{"*": [N, R]}`` one with any number of members, their names of N and their
+values of R.
 """
 
 import base64
@@ -69,7 +70,9 @@ def fits(value: Any, rule: Any) -> bool:
         case {"*": [name, inner]}:
             return type(value) is dict and all(fits(k, name) and fits(v, inner) for k, v in value.items())
         case whole:
-            return type(value) is dict and value.keys() == whole.keys() and all(fits(value[k], whole[k]) for k in value)
+            known = {k.rstrip("?"): inner for k, inner in whole.items()}
+            there = type(value) is dict and {k for k in whole if k[-1] != "?"} <= value.keys() <= known.keys()
+            return there and all(fits(value[k], known[k]) for k in value)
 
 
 class Cursor:  # bytes taken from the front; what is not there is refused with one code
@@ -135,6 +138,8 @@ def read_manifest(data: bytes, publisher: bytes) -> Json:
         need(first == -1 and min(others, default=1) > 0 and math.prod(others) <= 2**40, BAD)
     need(not signal or [(len(t["shape"]), t["shape"][1:2]) for t in inputs] == [(3, [len(signal["leads"])])], BAD)
     need(batch["buckets"] == sorted(set(batch["buckets"])) and batch["buckets"][-1] == batch["max"], BAD)
+    if host := manifest["runtime"].get("host"):
+        need(host["cpu_flags"] == sorted(set(host["cpu_flags"])) and any(host.values()), BAD)
     need(len(payload["chunks"]) == -(-payload["size"] // MIB), BAD)
     return manifest
 
@@ -150,6 +155,17 @@ def read_index(plain: bytes) -> Json:
         end = part["offset"] + part["size"]
     need(end == len(plain), BAD)
     return index
+
+
+def numbers(version: str) -> list[int]:
+    return [int(part) for part in f"{version}.0.0.0".split(".")][:4]
+
+
+def suits(asked: Json, flags: tuple[str, ...], cuda: dict[str, str] | None) -> bool:
+    """Whether a host has what is asked: the flags of its CPU, and its versions if it computes with CUDA."""
+    least = {name: asked[name] for name in ("driver", "cuda", "cudnn") if cuda and asked.get(name)}
+    late = [bool(cuda and cuda.get(name)) and numbers(cuda[name]) >= numbers(least[name]) for name in least]
+    return all(late) and set(flags).issuperset(asked.get("cpu_flags", ()))
 
 
 def licence(grant: Json, now: int) -> str:
@@ -176,7 +192,8 @@ def decrypt(payload: bytes, manifest: Json, grant: Json, seed: bytes) -> bytes:
 
 
 def open_model(data: bytes, publishers: list[bytes], seed: bytes, recipient: str, *, now: int, runtime: str,
-               floor: int = 0, until: int = 2**63, detached: tuple[bytes, ...] = ()) -> Json:  # fmt: skip
+               floor: int = 0, until: int = 2**63, detached: tuple[bytes, ...] = (), flags: tuple[str, ...] = (),
+               cuda: dict[str, str] | None = None) -> Json:  # fmt: skip
     """Steps 1 to 10 with the site's rules; ``floor`` is remembered, and ``until`` is when trust in the key ends."""
     need(data[:8] == b"PERICRD\1" and len(data) >= 20, "not-a-sealed-model")  # (1)
     cursor = Cursor(data[8:], BAD)
@@ -193,6 +210,7 @@ def open_model(data: bytes, publishers: list[bytes], seed: bytes, recipient: str
     need(now <= until, "untrusted-publisher")
     need(manifest["model"]["sequence"] >= floor, "version-withdrawn")
     need(manifest["runtime"]["required"] in {None, runtime}, "runtime-not-allowed")
+    need(suits(manifest["runtime"].get("host", {}), flags, cuda), "runtime-not-allowed")
     need(ours := [grant for grant in granted if grant["recipient"] == recipient], "no-grant")
     grant = min(ours, key=lambda one: (licence(one, now) not in {"valid", "grace"}, -one["not_after"]))
     need((state := licence(grant, now)) in {"valid", "grace"}, state)

@@ -22,7 +22,7 @@ from pericard import environment, hardening, unlock
 from pericard.errors import BackendFailed, InvalidInput, KeySourceUnavailable, NotSealed, UnsupportedModel
 from pericard.keys import Identity, Publisher, PublisherKey, Recipient, wipe
 from pericard.progress import bar
-from pericard.runtime import export, exported, loader, model_file
+from pericard.runtime import export, exported, host, loader, model_file
 from pericard.runtime import questions as questions_of
 from pericard.runtime.backend import Array
 from pericard.runtime.export import Prepared, Program
@@ -174,7 +174,9 @@ def load(
     if not Path(path).exists():
         raise NotSealed(f"{path}: there is no such file")
     hardening.protect_memory()
-    policy = Policy(_pins(trust), TrustState(_state(state)), runtime=environment.describe().digest)
+    chosen = exported.pick_device(device)
+    here = environment.this_host(host.cuda([chosen]))
+    policy = Policy(_pins(trust), TrustState(_state(state)), runtime=environment.describe().digest, host=here)
     path, now = Path(path), int(time.time())
     _heed_notices(path.parent, policy, now)
     who = open_identity(identity, unasked=_NO_TERMINAL)
@@ -183,7 +185,7 @@ def load(
         add_grants_beside(verified, path)
         with bar(f"opening {path.name}") as shown:
             loaded = loader.load(
-                verified, who, policy, device=exported.pick_device(device), now=now,
+                verified, who, policy, device=chosen, now=now,
                 memory_budget=memory_budget, secret=secret, progress=progress or shown,
             )  # fmt: skip
     try:

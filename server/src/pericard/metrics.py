@@ -20,6 +20,13 @@ class Metrics:
         """Register everything in a registry of its own, or in the one given."""
         self.registry = own = registry or CollectorRegistry()
         self.build = Info("pericard_build", "Version of the daemon and digest of its runtime.", registry=own)
+        self.environment = Info(
+            "pericard_environment", "What was found of the installed runtime at the start, and its host.", registry=own
+        )
+        self.environment_findings = Gauge(
+            "pericard_environment_findings", "What is not as it was locked, or gets into the process from elsewhere.",
+            registry=own,
+        )  # fmt: skip
         self.models_ready = Gauge("pericard_models_ready", "Models that can answer.", registry=own)
         self.requests = Counter(
             "pericard_requests", "Requests by outcome: ok, or an error code.", ["code"], registry=own

@@ -157,6 +157,13 @@ class RefusalsLog(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     files: Annotated[int, msgspec.Meta(ge=1, le=100)] = 4
 
 
+class EnvironmentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Whether the installed runtime is held against its manifest at the start, and where that is."""
+
+    mode: Literal["off", "warn", "enforce", "auto"] = "auto"
+    manifest: str = "/etc/pericard/environment.json"
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything that ``server.yaml`` says."""
 
@@ -173,6 +180,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     audit: Audit = Audit()
     refusals_log: RefusalsLog | None = None
     forward: Forward | None = None
+    environment: EnvironmentSettings = EnvironmentSettings()
     engine: EngineSettings = EngineSettings()
     limits: LimitSettings = LimitSettings()
 
@@ -273,6 +281,7 @@ def _absolute(settings: Settings, folder: Path) -> Settings:
         policy=absolute_or_none(settings.policy),
         listen=msgspec.structs.replace(settings.listen, proxy=absolute_or_none(settings.listen.proxy)),
         trust_state=absolute(settings.trust_state),
+        environment=msgspec.structs.replace(settings.environment, manifest=absolute(settings.environment.manifest)),
         identity=msgspec.structs.replace(
             identity, path=absolute(identity.path), previous=absolute_or_none(identity.previous), vault=vault
         ),

@@ -60,6 +60,11 @@ def test_the_policy_and_who_vouches_for_callers_are_looked_at(say: Say, place: P
 SPOILED: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "no model": (lambda folder: (folder / "ecg.sealed").unlink(), "ecg.sealed: cannot be read", "the vendor sent"),
     "no sealed model": (lambda folder: (folder / "ecg.sealed").write_bytes(b"x"), "ecg.sealed: is not a sealed", ""),
+    "a manifest of no environment": (
+        lambda folder: (folder / "m.json").write_text("{}") and configure(folder, "environment: {manifest: m.json}"),
+        "m.json: ",
+        "pericard env install",
+    ),
     "no publishers": (lambda folder: (folder / "publishers.json").unlink(), "publishers.json: is missing", "trust add"),
     "no identity": (lambda folder: (folder / "identity.key").unlink(), "identity.key: cannot be", "keygen identity"),
     "a public identity": (public_for_private, "identity.key: is the public half", ""),

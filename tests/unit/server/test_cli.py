@@ -142,6 +142,13 @@ def test_each_verb_refuses_files_that_are_not_there(say: Say, tmp_path: Path, ve
         ("audit", "gaps"): [gone],
         ("audit", "prune"): ["--config", gone, "--days", "200"],
         ("audit", "clock"): ["--config", gone],
+        ("env", "lock"): ["--from", gone, "--sign", gone, "-o", tmp_path / "o.lock"],
+        ("env", "pack"): [gone, "-o", tmp_path / "o"],
+        ("env", "install"): [gone, "--prefix", tmp_path / "o", "--publisher", gone],
+        ("env", "verify"): ["--manifest", gone],
+        ("env", "diff"): [gone, gone],
+        ("env", "sbom"): [gone],
+        ("env", "advisories"): [gone, "--osv", gone],
         ("grant",): [
             gone,
             "--archive",
@@ -398,6 +405,19 @@ def test_from_a_model_to_a_verified_file(say: Say, vendor: Path) -> None:
     assert json.loads(tried.out)["known_answers"] == "right on cpu at batch sizes 1, 4"
 
 
+def test_a_model_may_ask_something_of_its_host(say: Say, vendor: Path) -> None:
+    about = yaml.safe_load((vendor / "model.yaml").read_text())
+    about["required_host"] = {"cpu_flags": ["zz_no_such", "aa_none"], "driver": "550.54", "cudnn": "9"}
+    (vendor / "bound.yaml").write_text(yaml.safe_dump(about))
+    assert say(*seal(vendor, about="bound.yaml")).status == 0
+
+    shown = json.loads(say("inspect", vendor / "ecg.sealed", "--json").out)
+    assert shown["needs_runtime"] is None
+    assert shown["needs_host"] == ("CPU with aa_none, CPU with zz_no_such, driver 550.54 or later, cuDNN 9 or later")
+    tried = spawn("verify", vendor / "ecg.sealed", "--publisher", vendor / "vendor.pub", "-i", vendor / "hospital.key")
+    refused(tried, "needs a CPU with aa_none, zz_no_such, which this one lacks")
+
+
 def test_dates_of_a_licence(say: Say, vendor: Path) -> None:
     assert say(*seal(vendor, "--not-before", "2027-01-01", "--not-after", "2027-12-31")).status == 0
     grants = json.loads(say("verify", vendor / "ecg.sealed", "--publisher", vendor / "vendor.pub", "--json").out)[
@@ -452,6 +472,10 @@ SPOILED: dict[str, tuple[str, dict[str, object]]] = {
         {"signal": {"sampling_rate": 250, "unit": "V", "leads": [["II"]]}},
     ),
     "a version that is a number": ('write it in quotes: version: "1.0"', {"version": 1.0}),
+    "a driver that is a number": ('write it in quotes: driver: "1.0"', {"required_host": {"driver": 550.54}}),
+    "a host that is asked for nothing": ("required_host that asks for nothing", {"required_host": {}}),
+    "a host's word for a version": ("bad required_host.cuda", {"required_host": {"cuda": "latest"}}),
+    "an unknown bound": ("memory", {"required_host": {"memory": "1"}}),
     "another shape than the program's": (
         "model.pt2: takes float32[-1, 1, 64], the description says ecg float32[-1, 2, 64]",
         {
@@ -632,7 +656,7 @@ def test_a_configuration_is_checked(say: Say, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("inline", [(), ("--inline",)])
 def test_a_daemon_without_its_keys_does_not_start(tmp_path: Path, inline: tuple[str, ...]) -> None:
-    (tmp_path / "server.yaml").write_text("models: [ecg.sealed]\nlisten: {port: 0}\n")
+    (tmp_path / "server.yaml").write_text("models: [ecg.sealed]\nlisten: {port: 0}\nenvironment: {mode: 'off'}\n")
 
     refused(spawn("serve", *inline, "--config", tmp_path / "server.yaml"), ".key: cannot be read")
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import serving
 from serving import GOOD, OTHER, row
@@ -21,6 +22,8 @@ from pericard import pipe
 from pericard.audit import AuditLog, records
 from pericard.audit.verify import verify
 from pericard.engine.main import Engine
+from pericard.engine.values import EnvironmentValues
+from pericard.environment import describe
 from pericard.errors import (
     AuditUnavailable,
     EngineAway,
@@ -97,6 +100,24 @@ def test_a_torn_tail_is_cut_and_the_start_record_tells_how_much(place: serving.S
     verify(place.folder / "audit", verifier=place.log_key.verifier)
 
 
+def test_what_the_supervisor_found_is_recorded_shown_and_counted(place: serving.Site) -> None:
+    told = EnvironmentValues("warn", "drifted", "conda", "aa" * 32, "dd" * 32, 3)
+    with place.engine(place.seal(), started=False, environment=told) as engine:
+        catalog = engine._repository.catalog()
+        metrics = engine._metrics.registry
+        (sample,) = [
+            sample for family in metrics.collect() if family.name == "pericard_environment" for sample in family.samples
+        ]
+        assert metrics.get_sample_value("pericard_environment_findings") == 3
+    (start,) = [record for record in log(place) if record["event"] == "start"]
+
+    assert catalog["runtime"] == start["runtime"] == describe().digest  # which this process found by itself
+    assert catalog["environment"] == start["environment"]
+    assert catalog["environment"].items() >= msgspec.structs.asdict(told).items()
+    labels = {name: str(value or "") for name, value in catalog["environment"].items() if name != "findings"}
+    assert (sample.name, sample.labels, sample.value) == ("pericard_environment_info", labels, 1)
+
+
 def test_from_start_to_stop_everything_is_recorded(
     place: serving.Site, loop: serving.Loop, links: list[EngineLink]
 ) -> None:
@@ -115,6 +136,9 @@ def test_from_start_to_stop_everything_is_recorded(
     assert [record["event"] for record in found] == events
     start, loaded, learnt, predict = found[:4]
     assert (start["version"], start["recovered_bytes"], len(start["trust_state"])) == ("test", 0, 64)
+    shown = start["environment"]
+    assert (shown["mode"], shown["state"], shown["digest"]) == ("off", "off", start["runtime"])
+    assert shown["cpu"] == start["host"]["cpu"]["instructions"]
     assert loaded["model"] == predict["model"] == frame.shared["model"]
     assert (loaded["devices"], type(loaded["weights_locked"])) == (["cpu"], bool)
     assert (loaded["asked"], loaded["buckets"]) == ("start", [1, 4, 8])

@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parents[3]
 #: Name → type and labels; a change here breaks somebody's alert.
 PROMISED = {
     "pericard_build": ("info", set()),
+    "pericard_environment": ("info", set()),
+    "pericard_environment_findings": ("gauge", set()),
     "pericard_models_ready": ("gauge", set()),
     "pericard_requests": ("counter", {"code"}),
     "pericard_predictions": ("counter", {"model", "status"}),

@@ -104,8 +104,9 @@ def test_an_answer_of_another_size_is_no_answer(given: list[Answered]) -> None:
 
 
 def test_server_metadata_lists_what_is_understood() -> None:
-    found = oip.server_metadata("1.2", "ab")
+    found = oip.server_metadata("1.2", "ab", {"state": "unlocked"})
     assert {"binary_tensor_data", "statistics", "schedule_policy", "model_repository"} <= set(found["extensions"])
+    assert found["environment"] == {"state": "unlocked"}
     assert not {"sequence", "classification", "system_shared_memory", "cuda_shared_memory"} & set(found["extensions"])
 
 

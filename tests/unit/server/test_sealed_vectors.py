@@ -11,6 +11,7 @@ from types import ModuleType
 
 import pytest
 
+from pericard.environment import Cuda, Host
 from pericard.errors import PericardError, leaves
 from pericard.keys import Identity, Publisher
 from pericard.sealed import SealedModel, artifact
@@ -53,7 +54,9 @@ def outcome(tmp_path: Path) -> Callable[[Path], Headers]:
         state.commit(state.current.with_floor(publisher.id, "vector", int(headers.get("floor", "0"))))
         until = int(headers["until"]) if "until" in headers else None
         pins = Pins([Pin("vendor", publisher, 0, until)])
-        policy = Policy(pins, state, runtime=headers.get("runtime", EXAMPLES["runtime"]))
+        versions = [headers.get(name, "") for name in ("driver", "cuda", "cudnn")]
+        host = Host(frozenset(headers.get("cpu", "").split()), Cuda(*versions) if any(versions) else None)
+        policy = Policy(pins, state, runtime=headers.get("runtime", EXAMPLES["runtime"]), host=host)
         identity = Identity(bytes.fromhex(EXAMPLES["identity"]["seed"]))
         now = int(headers["now"])
         try:

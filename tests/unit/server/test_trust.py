@@ -11,11 +11,13 @@ import shutil
 import stat
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pericard.environment import Cuda, Host
 from pericard.errors import (
     LicenceExpired,
     LicenceNotYetValid,
@@ -27,7 +29,7 @@ from pericard.errors import (
     VersionWithdrawn,
 )
 from pericard.keys import Identity, PublisherKey
-from pericard.sealed import Grant, Notice, SealedModel, Term, VerifiedModel
+from pericard.sealed import Grant, HostBounds, Notice, SealedModel, Term, VerifiedModel, version
 from pericard.trust import Licence, Pin, Pins, Policy, Remembered, TrustState, clock
 
 DAY = 86_400
@@ -143,6 +145,50 @@ def test_a_model_may_demand_a_runtime(opened: Open, policy: Policy, identity: Id
     assert policy.accept(opened(required_runtime=RUNTIME), identity.recipient.id, now)
     with pytest.raises(RuntimeNotAllowed, match="is licensed for runtime efefefefefefefef, this is abababababababab"):
         policy.accept(opened(required_runtime="ef" * 32), identity.recipient.id, now)
+
+
+BOUNDS = HostBounds(("avx2", "fma"), "550.54", "12.4", "9.1")
+SUITS = Host(frozenset({"avx2", "fma", "sse2"}), Cuda("550.54.15", "12.4", "9.10.2"))
+
+
+@pytest.mark.parametrize(
+    ("host", "words"),
+    [
+        (SUITS, None),
+        (replace(SUITS, cuda=None), None),  # it computes on the CPU: the other bounds are none of its business
+        (replace(SUITS, cuda=Cuda("1000", "13", "10")), None),
+        (replace(SUITS, flags=frozenset({"fma"})), "needs a CPU with avx2, which this one lacks"),
+        (Host(), "needs a CPU with avx2, fma, which this one lacks"),
+        (None, "needs a CPU with avx2, fma, which this one lacks"),
+        (
+            replace(SUITS, cuda=Cuda("535.183.1", "12.4", "9.10.2")),
+            "needs the NVIDIA driver 550.54 or later, this host",
+        ),
+        (replace(SUITS, cuda=Cuda("550.54", "12.3", "9.1")), "needs CUDA 12.4 or later, this host has 12.3"),
+        (replace(SUITS, cuda=Cuda("550.54", "12.4", "9.0.9")), "needs cuDNN 9.1 or later, this host has 9.0.9"),
+        (replace(SUITS, cuda=Cuda()), "needs the NVIDIA driver 550.54 or later, this host has none that can be told"),
+    ],
+)
+def test_a_model_may_bound_the_host(
+    opened: Open, policy: Policy, identity: Identity, now: int, publisher_key: PublisherKey, host: Host | None,
+    words: str | None,
+) -> None:  # fmt: skip
+    site = Policy(Pins.of(publisher_key.publisher), policy.state, runtime=RUNTIME, host=host)
+    bounded = opened(required_host=BOUNDS)
+    if words is None:
+        assert site.accept(bounded, identity.recipient.id, now)
+        return
+    with pytest.raises(RuntimeNotAllowed, match=words) as caught:
+        site.accept(bounded, identity.recipient.id, now)
+    assert caught.value.hint
+    assert site.accept(opened(), identity.recipient.id, now)  # what asks for nothing is served anywhere
+
+
+def test_versions_are_compared_as_numbers() -> None:
+    assert version("12.10") > version("12.9")
+    assert version("9") == version("9.0.0")
+    assert version("550.054") == version("550.54")
+    assert version("0") == ()
 
 
 # --- withdrawn versions

@@ -19,7 +19,7 @@ from typing import Any
 
 from pericard import canonical
 from pericard.keys import Identity, PublisherKey, Signature
-from pericard.sealed import Description, Manifest, Output, Source, Tolerance, artifact, layout
+from pericard.sealed import Description, HostBounds, Manifest, Output, Source, Tolerance, artifact, layout
 from pericard.sealed import grant as grants
 from pericard.sealed.manifest import Payload
 from pericard.sealed.payload import ChunkCipher, _derive
@@ -132,6 +132,11 @@ def resigned(**changes: Any) -> Parts:
     """A good file but for fields of its manifest, all of it signed again."""
     stored = chunk()
     return signed(edited(manifest_of(stored, len(PLAIN)), **changes), stored)
+
+
+def bounded(**host: Any) -> Parts:
+    """A good file but for what it asks of the host."""
+    return resigned(runtime={"sealed_in": RUNTIME, "required": None, "host": host})
 
 
 def flip(data: bytes, place: int) -> bytes:
@@ -255,6 +260,8 @@ def vector(name: str, expect: str, why: str, make: Callable[[], Parts | bytes], 
 
 
 GOOD: dict[str, object] = {"plaintext": hashlib.sha256(PLAIN).hexdigest(), "licence": "valid"}
+BOUNDS = HostBounds(("avx2", "fma"), "550.120", "12.10", "9")
+HOST: dict[str, object] = {"cpu": "avx2 fma sse2", "driver": "550.120.0", "cuda": "13", "cudnn": "9.0.0"}
 CREATED = b'"created":%d,' % NOW
 # fmt: off
 
@@ -268,6 +275,11 @@ vector("good-of-kind-onnx", "success", "The other kind; its graph is not read he
        lambda: whole(kind="onnx"), **GOOD)
 vector("good-in-grace", "success", "The last second of the grace days.",
        whole, **(GOOD | {"licence": "grace"}), now=NOW + 44 * DAY)
+
+vector("good-on-a-host-that-suits", "success", "The CPU has more, and each version is the least or later.",
+       lambda: whole(required_host=BOUNDS), **GOOD, **HOST)
+vector("good-on-a-host-without-cuda", "success", "Bounds of CUDA do not concern who computes on the CPU.",
+       lambda: whole(required_host=BOUNDS), **GOOD, cpu=HOST["cpu"])
 
 # (1) magic, lengths, limits
 vector("empty", "not-a-sealed-model", "No byte at all.", bytes)
@@ -337,6 +349,14 @@ vector("manifest-with-true-for-a-number", "malformed-sealed-model", "True is not
        lambda: rewritten(b'"sequence":3', b'"sequence":true'))
 vector("sequence-above-all", "malformed-sealed-model", "A sequence of 2^53; signed like this.",
        lambda: rewritten(b'"sequence":3', b'"sequence":%d' % (1 << 53)))
+vector("host-that-asks-for-nothing", "malformed-sealed-model", "It is there and says nothing; signed like this.",
+       lambda: bounded(cpu_flags=[], driver=None, cuda=None, cudnn=None))
+vector("host-with-flags-out-of-order", "malformed-sealed-model", "They have one order; signed like this.",
+       lambda: bounded(cpu_flags=["fma", "avx2"], driver=None, cuda=None, cudnn=None))
+vector("host-with-a-word-for-a-version", "malformed-sealed-model", "A version is numbers; signed like this.",
+       lambda: bounded(cpu_flags=[], driver="latest", cuda=None, cudnn=None))
+vector("host-with-an-unknown-bound", "malformed-sealed-model", "Signed, and nobody knows what it would mean.",
+       lambda: bounded(cpu_flags=["avx2"], driver=None, cuda=None, cudnn=None, memory="1"))
 vector("no-encryption", "malformed-sealed-model", "The publisher asks for no cipher.",
        lambda: rewritten(b'"aead":"A256GCM"', b'"aead":"none"'))
 
@@ -375,6 +395,15 @@ vector("below-the-floor", "version-withdrawn", "The site has served a version th
        whole, floor=4)
 vector("another-runtime", "runtime-not-allowed", "The manifest demands a runtime that is not the site's.",
        lambda: whole(required_runtime="cd" * 32), runtime=RUNTIME)
+
+vector("cpu-that-lacks-a-flag", "runtime-not-allowed", "The CPU can do one of two things that are asked.",
+       lambda: whole(required_host=BOUNDS), **HOST | {"cpu": "avx2 sse2"})
+vector("driver-that-is-too-old", "runtime-not-allowed", "Versions are numbers: 550.54 is before 550.120.",
+       lambda: whole(required_host=BOUNDS), **HOST | {"driver": "550.54"})
+vector("cuda-that-is-too-old", "runtime-not-allowed", "12.4 is before 12.10.",
+       lambda: whole(required_host=BOUNDS), **HOST | {"cuda": "12.4"})
+vector("cudnn-that-nobody-tells", "runtime-not-allowed", "What cannot be told meets no bound.",
+       lambda: whole(required_host=BOUNDS), **{name: text for name, text in HOST.items() if name != "cudnn"})
 
 # (7) (8) the file key
 vector("key-wrapped-for-somebody-else", "bad-grant", "It names us; its ciphertext is the archive's.",

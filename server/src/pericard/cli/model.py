@@ -190,6 +190,7 @@ def _try(model: Any, identity: Path) -> str:  # noqa: ANN401  (a VerifiedModel, 
 
     from pericard import environment, hardening, library
     from pericard.progress import bar
+    from pericard.runtime import host
     from pericard.runtime.exported import pick_device
     from pericard.runtime.loader import load
     from pericard.trust import Pins, Policy, TrustState
@@ -197,10 +198,12 @@ def _try(model: Any, identity: Path) -> str:  # noqa: ANN401  (a VerifiedModel, 
     hardening.harden()
     with tempfile.TemporaryDirectory() as folder:
         state = TrustState(Path(folder) / "trust.json")  # empty: a check by hand remembers nothing
-        policy = Policy(Pins.of(model.publisher), state, runtime=environment.describe().digest)
+        device = pick_device("auto")
+        here = environment.this_host(host.cuda([device]))
+        policy = Policy(Pins.of(model.publisher), state, runtime=environment.describe().digest, host=here)
         with bar(f"opening {model.subject}") as progress:
             loaded = load(
-                model, library.open_identity(identity), policy, device=pick_device("auto"), now=int(time.time()),
+                model, library.open_identity(identity), policy, device=device, now=int(time.time()),
                 progress=progress,
             )  # fmt: skip
     loaded.close()
@@ -229,5 +232,7 @@ def _summary(found: Manifest) -> dict[str, Any]:
         and f"{about.signal.sampling_rate:g} Hz, {about.signal.unit}, leads "
         f"{', '.join('/'.join(names) for names in about.signal.leads)}",
         "sealed_in": about.sealed_in,
+        "needs_runtime": about.required_runtime,
+        "needs_host": about.required_host and about.required_host.words(),
         "intended_use": about.intended_use,
     }

@@ -172,10 +172,11 @@ def _replay(site: Site, claim: Claim, wanted: Conditions, strip: Path, item: int
 
 def _open(site: Site, wanted: Conditions, runtime: str) -> LoadedModel:
     """The model that answered, through every check but what a site remembers: a withdrawn one said what it said."""
-    from pericard import library
+    from pericard import environment, library
     from pericard.engine.replay import other_model
     from pericard.errors import ReplayImpossible, UnsupportedModel
     from pericard.progress import bar
+    from pericard.runtime import host
     from pericard.runtime.exported import pick_device
     from pericard.runtime.loader import load
     from pericard.sealed import SealedModel, add_grants_beside
@@ -197,7 +198,8 @@ def _open(site: Site, wanted: Conditions, runtime: str) -> LoadedModel:
             verified = source.verify(site.pins.publishers)
             add_grants_beside(verified, path)
             with tempfile.TemporaryDirectory() as folder, bar(f"opening {path.name}") as progress:
-                policy = Policy(site.pins, TrustState(Path(folder) / "trust.json"), runtime=runtime)
+                here = environment.this_host(host.cuda([device]))
+                policy = Policy(site.pins, TrustState(Path(folder) / "trust.json"), runtime=runtime, host=here)
                 return load(
                     verified, library.open_identity(site.who), policy, device=device, now=int(time.time()),
                     progress=progress,

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from pericard import environment
 from pericard.auth import PolicyFile
 from pericard.errors import ConfigError, PericardError
 from pericard.keys import LogKey, wipe
@@ -26,6 +27,7 @@ def require_files(settings: Settings) -> None:
     Raises:
         PericardError: the first such file, with how it is made.
     """
+    environment.require_manifest(settings.environment.mode, Path(settings.environment.manifest))
     for name in settings.models:
         _hinted(
             lambda path: SealedModel(path).close(), Path(name), "models: put the sealed file that the vendor sent there"

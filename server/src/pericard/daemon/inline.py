@@ -35,6 +35,7 @@ def run(settings: Settings, *, announce: Callable[[str], None]) -> None:
         raise ConfigError(
             f"listen.host: {settings.listen.host} is not loopback, which --inline needs", hint="leave --inline out"
         )
+    runtime = values.judged(settings)
     hardening.harden()
     seeds = unlock(values.unlock_values(settings))
     try:
@@ -45,8 +46,9 @@ def run(settings: Settings, *, announce: Callable[[str], None]) -> None:
     listener, proxy = values.listen(settings), values.listen_proxy(settings)
     log_key, previous = LogKey.read(Path(settings.audit.key)), others[0] if others else None
     live = (identity,) if previous is None else (identity, previous)
+    told = values.engine_values(settings, runtime)
     # one process: nobody else could keep the identity for a later load
-    engine = Engine(values.engine_values(settings), identity, log_key, previous=previous, identities=lambda: live)
+    engine = Engine(told, identity, log_key, previous=previous, identities=lambda: live)
     engine.start(lambda: os._exit(70))
     try:
         edge = Edge(values.edge_values(settings))

@@ -29,7 +29,7 @@ from types import FrameType
 
 import msgspec
 
-from pericard import hardening
+from pericard import environment, hardening
 from pericard.daemon import notify, unlocking, values
 from pericard.errors import PipeError, from_code
 from pericard.keys import LogKey
@@ -93,18 +93,22 @@ class Child:
 class Supervisor:
     """Runs the daemon until it is told to stop."""
 
-    def __init__(self, settings: Settings, *, announce: Callable[[str], None]) -> None:
+    def __init__(
+        self, settings: Settings, *, announce: Callable[[str], None], runtime: environment.Judgement | None = None
+    ) -> None:
         """Harden, read the secrets, bind the socket.
 
         Args:
             settings: checked settings.
             announce: called once, with a line for people, when the daemon serves.
+            runtime: what was found of the installed runtime.
 
         Raises:
             PericardError: a key, a certificate or the address cannot be used.
         """
         hardening.harden()
         self._settings = settings
+        self._runtime = runtime
         self._announce = announce
         self._log_secret = hardening.lock_secret(LogKey.read_secret(Path(settings.audit.key)))
         found = unlocking.seeds(values.unlock_values(settings))
@@ -238,7 +242,7 @@ class Supervisor:
     def _give_values(self, child: Child, descriptor: int) -> None:
         secrets: tuple[memoryview, ...] = ()
         if child is self._engine:
-            text = msgspec.json.encode(values.engine_values(self._settings))
+            text = msgspec.json.encode(values.engine_values(self._settings, self._runtime))
             secrets = (self._log_secret.view, *(identity.view for identity in self._identities))
         elif child.role == "edge":
             text = msgspec.json.encode(values.edge_values(self._settings))
@@ -427,4 +431,4 @@ def run(settings: Settings, *, announce: Callable[[str], None]) -> None:
     Raises:
         PericardError: it could not start.
     """
-    Supervisor(settings, announce=announce).run()
+    Supervisor(settings, announce=announce, runtime=values.judged(settings)).run()

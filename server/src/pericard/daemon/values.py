@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import logging
 import os
 import socket
 from pathlib import Path
 
-from pericard import __version__
+from pericard import __version__, environment
 from pericard.edge.values import EdgeValues
-from pericard.engine.values import EngineValues, RepositoryValues
+from pericard.engine.values import EngineValues, EnvironmentValues, RepositoryValues
 from pericard.errors import ConfigError
 from pericard.forward import ForwardValues, status_path
 from pericard.settings import RepositorySettings, Settings
 from pericard.unlock import UnlockValues, VaultValues
 
+_logger = logging.getLogger(__name__)
 
-def engine_values(settings: Settings) -> EngineValues:
+
+def judged(settings: Settings) -> environment.Judgement:
+    """Judge the installed runtime, once for all processes: before a key is touched, and before hardening.
+
+    Raises:
+        PericardError: this server is not to run in it.
+    """
+    found = settings.environment
+    return environment.judge(found.mode, Path(found.manifest), warn=_logger.warning)
+
+
+def engine_values(settings: Settings, runtime: environment.Judgement | None = None) -> EngineValues:
     """What an engine needs to know."""
     engine = settings.engine
     return EngineValues(
@@ -42,6 +56,7 @@ def engine_values(settings: Settings) -> EngineValues:
         retention_days=settings.audit.retention_days,
         forward_cursor=settings.forward.cursor if settings.forward else None,
         forward_status=str(status_path(Path(settings.forward.cursor))) if settings.forward else None,
+        environment=EnvironmentValues(**dataclasses.asdict(runtime)) if runtime else None,
     )
 
 

@@ -89,6 +89,7 @@ class Catalog:
         """Take the engine's own catalog."""
         self.said = said
         self.runtime = str(said["runtime"])
+        self.environment: dict[str, Any] = said["environment"]
         self._models = {
             name: {
                 version: Model(name, version, entry["number"], entry) for version, entry in found["versions"].items()

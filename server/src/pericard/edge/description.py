@@ -60,13 +60,29 @@ class ModelReady(msgspec.Struct):
     error: str | UnsetType = UNSET
 
 
+class Environment(msgspec.Struct):
+    """What was found of the installed runtime at the start, and what else decides how it computes."""
+
+    mode: Literal["off", "warn", "enforce"]
+    state: Literal["verified", "drifted", "unlocked", "off"]
+    kind: Literal["conda", "pip"]
+    lock: str | None
+    digest: str
+    findings: int
+    cpu: str
+    driver: str | None
+    cuda: str | None
+    cudnn: str | None
+
+
 class Server(msgspec.Struct):
-    """Server metadata."""
+    """Server metadata; ``runtime`` is the digest of the installed distributions."""
 
     name: str
     version: str
     extensions: list[str]
     runtime: str
+    environment: Environment
 
 
 class Models(msgspec.Struct):

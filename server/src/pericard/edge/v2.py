@@ -32,7 +32,7 @@ async def ready(upstream: Upstream, call: Call) -> Response:
 
 async def server(upstream: Upstream, call: Call) -> Response:
     """Server metadata."""
-    value = oip.server_metadata(upstream.version, upstream.catalog.runtime)
+    value = oip.server_metadata(upstream.version, upstream.catalog.runtime, upstream.catalog.environment)
     return json_response(value, request_id=call.request_id)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pericard import environment
 from pericard.engine.values import EngineValues
 from pericard.errors import CorruptPayload, ModelNotReady, ModelTooLarge, PericardError, UnsupportedModel
 from pericard.keys import Identity
@@ -94,12 +95,19 @@ class Loader:
     """
 
     def __init__(
-        self, values: EngineValues, devices: tuple[str, ...], state: TrustState, pins: Pins, *, runtime: str
+        self,
+        values: EngineValues,
+        devices: tuple[str, ...],
+        state: TrustState,
+        pins: Pins,
+        *,
+        runtime: str,
+        host: environment.Host,
     ) -> None:
         """Take the values, the devices as they were picked, and what the site trusts."""
         self._values = values
         self._devices = devices
-        self._runtime = runtime
+        self._runtime, self._host = runtime, host
         self._state = state
         self.recipients: tuple[str, ...] = ()
         self.trust(pins)
@@ -107,7 +115,7 @@ class Loader:
     def trust(self, pins: Pins) -> None:
         """Accept these publishers from now on."""
         self.pins = pins
-        self.policy = Policy(pins, self._state, runtime=self._runtime)
+        self.policy = Policy(pins, self._state, runtime=self._runtime, host=self._host)
 
     def vendor(self, publisher: str) -> str:
         """The name that a key is pinned under; the key's id if it is not."""

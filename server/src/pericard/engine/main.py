@@ -8,6 +8,7 @@ supervisor; the edge never can. For a later load it brings the identity again; t
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import socket
 import threading
@@ -15,6 +16,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from pericard import confinement as locking
 from pericard import environment, hardening
@@ -34,7 +37,7 @@ from pericard.engine.repository import Repository
 from pericard.engine.scheduler import Scheduler
 from pericard.engine.service import Service
 from pericard.engine.trusting import SiteTrust
-from pericard.engine.values import EngineValues
+from pericard.engine.values import EngineValues, EnvironmentValues
 from pericard.engine.versions import VersionPolicy
 from pericard.engine.watching import Watcher
 from pericard.errors import AuditError, AuditUnavailable, KeySourceUnavailable, TrustStateInvalid
@@ -82,15 +85,14 @@ class Engine:
             PericardError: the log, the trust state or a model that the values name was refused. A refused model is
                 recorded first.
         """
-        runtime = environment.describe()
-        self._time_raised = float("-inf")
-        self._synchronised = synchronised
+        runtime = environment.describe().digest  # of this process: the supervisor's module path may be another
+        self._time_raised, self._synchronised = float("-inf"), synchronised
         self._failed: Callable[[], None] | None = None
         directory = Path(values.audit_directory)
         self._log = AuditLog.open(directory, origin=default_origin(log_key.verifier), key=log_key)
-        self._repository = Repository(runtime=runtime.digest, licence_time=self._licence_time)
+        self._repository = Repository(runtime=runtime, licence_time=self._licence_time)
         self._metrics = Metrics()
-        self._metrics.build.info({"version": values.version, "runtime": runtime.digest})
+        self._metrics.build.info({"version": values.version, "runtime": runtime})
         if values.forward_status is not None:
             self._metrics.registry.register(Forwarding(Path(values.forward_status), lambda: self._log.next_index))
         self._confinement = confinement or locking.absent()
@@ -103,10 +105,11 @@ class Engine:
         try:
             exported.set_threads(values.threads)
             devices = tuple(map(exported.pick_device, values.devices))
+            here = self._show(values.environment, devices)
             pins = TrustStore(Path(values.publishers)).load()
             self._journal = TrustJournal(directory, self._log, TrustState(Path(values.trust_state)))
             self._journal.settle()
-            self._loader = Loader(values, devices, self._journal.state, pins, runtime=runtime.digest)
+            self._loader = Loader(values, devices, self._journal.state, pins, runtime=runtime, host=here)
             self._service = Service(
                 self._repository, self._log, log_key, self._metrics, self._scheduler,
                 threads=values.threads, devices=devices, admin=self._admin,
@@ -237,11 +240,22 @@ class Engine:
             self._journal.change(self._journal.state.current.with_time(int(time.time())))
             self._time_raised = time.monotonic()
 
+    def _show(self, told: EnvironmentValues | None, devices: tuple[str, ...]) -> environment.Host:
+        """Show what was found of the runtime, and the host; the repository tells the edge and the log."""
+        found = msgspec.structs.asdict(told) if told else dataclasses.asdict(environment.unjudged())
+        here = environment.this_host(host.cuda(devices))
+        shown = {**found, "digest": found["digest"] or self._repository.runtime, **here.record()}
+        self._repository.environment = shown
+        self._metrics.environment.info({name: str(value or "") for name, value in shown.items() if name != "findings"})
+        self._metrics.environment_findings.set(shown["findings"])
+        return here
+
     def _start_record(self, values: EngineValues, devices: tuple[str, ...]) -> dict[str, Any]:
         return {
             "event": "start",
             "version": values.version,
             "runtime": self._repository.runtime,
+            "environment": self._repository.environment,
             "trust_state": self._journal.state.current.digest,
             "recovered_bytes": self._log.recovered_bytes,
             "swap": hardening.swap_in_use(),

@@ -78,14 +78,18 @@ class Remark(NamedTuple):
 class Repository:
     """Versions by number."""
 
-    def __init__(self, *, runtime: str, licence_time: Callable[[int], int] = int) -> None:
+    def __init__(
+        self, *, runtime: str, licence_time: Callable[[int], int] = int, environment: dict[str, Any] | None = None
+    ) -> None:
         """Start empty.
 
         Args:
             runtime: the digest that every answer names.
             licence_time: from the clock to the time that licences are held against.
+            environment: what is shown beside that digest: what was found of the runtime at the start, and the host.
         """
         self.runtime = runtime
+        self.environment = environment or {}
         self._licence_time = licence_time
         self._lock = threading.RLock()
         self._numbers = itertools.count(1)
@@ -234,7 +238,8 @@ class Repository:
                 self._generation += 1
             refused = [remark._asdict() for remark in self._remarks]
             return {
-                "generation": self._generation, "runtime": self.runtime, "models": models, "refused": refused,
+                "generation": self._generation, "runtime": self.runtime, "environment": self.environment,
+                "models": models, "refused": refused,
             }  # fmt: skip
 
     def index(self, now: int | None = None) -> list[dict[str, Any]]:

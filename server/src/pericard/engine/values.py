@@ -21,6 +21,17 @@ class RepositoryValues(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     watch_seconds: float = 10.0
 
 
+class EnvironmentValues(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What was found of the installed runtime at the start; as ``environment.Judgement`` says."""
+
+    mode: str
+    state: str
+    kind: str
+    lock: str | None
+    digest: str | None
+    findings: int
+
+
 class EngineValues(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Values for one engine.
 
@@ -47,6 +58,7 @@ class EngineValues(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         forward_cursor: the file that says what the collector has, so that nothing else is pruned, or None.
         forward_status: the file in which the forwarder says how far it is, or None.
         require: layers of the confinement without which the engine does not start.
+        environment: what the process that was started first found of the runtime; None if nobody looked.
     """
 
     models: tuple[str, ...]
@@ -71,3 +83,4 @@ class EngineValues(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     forward_cursor: str | None = None
     forward_status: str | None = None
     require: tuple[str, ...] = ("seccomp",)
+    environment: EnvironmentValues | None = None

@@ -8,6 +8,12 @@ carries a secret. ::
     ├── ConfigError                  config-invalid
     ├── HardeningError               hardening-unavailable
     ├── EnvironmentDrift             environment-drift
+    ├── LockInvalid                  environment-lock-invalid
+    ├── ArchiveRefused               environment-archive-refused
+    ├── NotSolved                    environment-not-solved
+    ├── NotInstalled                 environment-not-installed
+    ├── AdvisoriesFound              environment-vulnerable
+    ├── ManifestUnusable             environment-manifest-unusable
     ├── KeyFileError
     │   ├── KeyFileInvalid           key-file-invalid
     │   └── KeyFileExposed           key-file-exposed
@@ -153,6 +159,8 @@ from pericard.errors.requests import (
     UnsupportedMedia,
 )
 from pericard.errors.site import (
+    AdvisoriesFound,
+    ArchiveRefused,
     ConfigError,
     EnvironmentDrift,
     HardeningError,
@@ -161,12 +169,18 @@ from pericard.errors.site import (
     KeyFileInvalid,
     KeySourceError,
     KeySourceUnavailable,
+    LockInvalid,
+    ManifestUnusable,
+    NotInstalled,
+    NotSolved,
     PipeError,
     UnlockRefused,
 )
 
 __all__ = [
+    "AdvisoriesFound",
     "AnswerDiffers",
+    "ArchiveRefused",
     "AuditError",
     "AuditLogInvalid",
     "AuditUnavailable",
@@ -197,17 +211,21 @@ __all__ = [
     "KnownAnswerMismatch",
     "LicenceExpired",
     "LicenceNotYetValid",
+    "LockInvalid",
     "LogTruncated",
     "MalformedModel",
     "MalformedRequest",
+    "ManifestUnusable",
     "MethodNotAllowed",
     "ModelError",
     "ModelNotReady",
     "ModelRefused",
     "ModelTooLarge",
     "NoGrant",
+    "NotInstalled",
     "NotInterpretable",
     "NotSealed",
+    "NotSolved",
     "NotWritten",
     "NothingToReplay",
     "OpeningKeyWrong",

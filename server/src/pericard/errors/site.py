@@ -18,9 +18,45 @@ class HardeningError(PericardError):
 
 
 class EnvironmentDrift(PericardError):
-    """The installed runtime is not the one that was locked."""
+    """The installed runtime is not the one that was locked, or code gets into it from elsewhere."""
 
     code = "environment-drift"
+
+
+class LockInvalid(PericardError):
+    """A lock of a runtime, or its signature file, is not what it should be."""
+
+    code = "environment-lock-invalid"
+
+
+class ArchiveRefused(PericardError):
+    """A package's archive is not the one that was locked, cannot be had, or is malformed."""
+
+    code = "environment-archive-refused"
+
+
+class NotSolved(PericardError):
+    """There is no set of packages that satisfies what was asked for."""
+
+    code = "environment-not-solved"
+
+
+class NotInstalled(PericardError):
+    """A runtime could not be installed; nothing is left of the attempt."""
+
+    code = "environment-not-installed"
+
+
+class AdvisoriesFound(PericardError):
+    """A package of the runtime has a known vulnerability."""
+
+    code = "environment-vulnerable"
+
+
+class ManifestUnusable(PericardError):
+    """What the installed runtime would be held against is not there, or cannot be trusted."""
+
+    code = "environment-manifest-unusable"
 
 
 class KeyFileError(PericardError):

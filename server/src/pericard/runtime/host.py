@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
+
+from pericard import environment
 
 
 def arithmetic(device: str) -> str:
@@ -20,6 +24,24 @@ def arithmetic(device: str) -> str:
     about = torch.cuda.get_device_properties(torch.device(device))
     driver = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]  # noqa: SLF001  (no public way, no stub)
     return f"{cpu}, {about.name} sm_{about.major}{about.minor}, cuda driver {driver}"
+
+
+def cuda(devices: Iterable[str]) -> environment.Cuda | None:
+    """Through what the CUDA devices among these compute; None where none is one.
+
+    Args:
+        devices: ``cpu`` or ``cuda:N``.
+    """
+    if not any(device.startswith("cuda") for device in devices):
+        return None
+    found = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]  # None where it was built without
+    return environment.Cuda(environment.driver(), torch.version.cuda or "", "" if found is None else cudnn(found))
+
+
+def cudnn(number: int) -> str:
+    """The version that cuDNN writes as one number: 91002 is 9.10.2, and before 9, 8902 is 8.9.2."""
+    unit = 10_000 if number >= 90_000 else 1000  # noqa: PLR2004  (the first of the new kind)
+    return f"{number // unit}.{number % unit // 100}.{number % 100}"
 
 
 def threads() -> int:

@@ -14,7 +14,7 @@ import msgspec
 import yaml
 
 from pericard.errors import UnsupportedModel
-from pericard.sealed import Description, Output, Signal, Tolerance, manifest
+from pericard.sealed import Description, HostBounds, Output, Signal, Tolerance, manifest
 from pericard.tensors import TensorSpec
 
 #: Names of the manifest's fields → of ours, where they differ.
@@ -22,13 +22,14 @@ _OURS = {
     "model.": "",
     "publisher.name": "publisher",
     "runtime.required": "required_runtime",
+    "runtime.host": "required_host",
     "threshold_micro": "threshold",
     "frame_us": "frame_seconds",
     "sampling_rate_millihertz": "sampling_rate",
     "absolute_nano": "atol",
     "relative_nano": "rtol",
 }
-_NUMBER = re.compile(r"Expected `str`, got `(?:int|float|bool|null)` - at `\$\.([a-z_]+)`")
+_NUMBER = re.compile(r"Expected `str(?: \| null)?`, got `(?:int|float|bool|null)` - at `\$\.(?:[a-z_]+\.)?([a-z_]+)`")
 
 
 class _Tensor(msgspec.Struct, forbid_unknown_fields=True):
@@ -59,6 +60,13 @@ class _Tolerance(msgspec.Struct, forbid_unknown_fields=True):
     rtol: Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
+class _Host(msgspec.Struct, forbid_unknown_fields=True):
+    cpu_flags: tuple[str, ...] = ()
+    driver: str | None = None
+    cuda: str | None = None
+    cudnn: str | None = None
+
+
 class _ModelFile(msgspec.Struct, forbid_unknown_fields=True):
     """``model.yaml``: what the vendor says of a model, in people's units."""
 
@@ -74,6 +82,7 @@ class _ModelFile(msgspec.Struct, forbid_unknown_fields=True):
     batch: _Batch = msgspec.field(default_factory=_Batch)
     tolerance: dict[str, _Tolerance] = msgspec.field(default_factory=lambda: {"cpu": _Tolerance(1e-4, 1e-3)})
     required_runtime: str | None = None
+    required_host: _Host | None = None
 
 
 def read(path: Path, *, runtime: str) -> Description:
@@ -107,6 +116,7 @@ def read(path: Path, *, runtime: str) -> Description:
             tolerance={name: Tolerance(item.atol, item.rtol) for name, item in said.tolerance.items()},
             sealed_in=runtime,
             required_runtime=said.required_runtime,
+            required_host=_bounds(said.required_host),
         )
         manifest.check(described)
     except OSError as error:
@@ -121,6 +131,12 @@ def read(path: Path, *, runtime: str) -> Description:
         hint = f'write it in quotes: {number[1]}: "1.0"' if number else "examples/ecg/model.yaml shows every field"
         raise UnsupportedModel(f"{path}: {_reason(error)}", hint=hint) from error
     return described
+
+
+def _bounds(said: _Host | None) -> HostBounds | None:
+    if said is None:
+        return None
+    return HostBounds(tuple(sorted(said.cpu_flags)), said.driver, said.cuda, said.cudnn)
 
 
 def _reason(error: Exception) -> str:

@@ -6,6 +6,7 @@ as JSON before its signatures verified; every refusal is an error with a code; n
 """
 
 from pericard.sealed.artifact import Artifact, KnownAnswer, Source, Tensor
+from pericard.sealed.bounds import HostBounds, version
 from pericard.sealed.chunks import Progress
 from pericard.sealed.container import SealedModel, VerifiedModel
 from pericard.sealed.detached import add_grants_beside, grants_beside, notices_in, read_grants, write_grants
@@ -19,6 +20,7 @@ __all__ = [
     "Artifact",
     "Description",
     "Grant",
+    "HostBounds",
     "KnownAnswer",
     "Manifest",
     "Notice",
@@ -39,5 +41,6 @@ __all__ = [
     "read_grants",
     "require_new",
     "seal",
+    "version",
     "write_grants",
 ]

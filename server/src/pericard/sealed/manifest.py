@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pericard import canonical
 from pericard.canonical import JSON
 from pericard.errors import MalformedModel
+from pericard.sealed.bounds import HostBounds
 from pericard.sealed.layout import CHUNK_SIZE, MAX_MANIFEST, MAX_PAYLOAD, TAG_SIZE
 from pericard.tensors import NAME, TensorSpec
 
@@ -24,6 +25,8 @@ _MAX_BATCH = 4096
 #: The highest sequence and floor: the largest number that an audit record holds.
 MAX_SEQUENCE = (1 << 53) - 1
 _HEX = re.compile(r"[0-9a-f]{64}")
+_FLAG = re.compile(r"[a-z0-9_]{1,32}")
+_VERSION = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6}){0,3}")
 _TEXT = re.compile(r"[\x20-\x7e]{0,2000}")
 
 
@@ -86,6 +89,7 @@ class Description:
     tolerance: Mapping[str, Tolerance]
     sealed_in: str
     required_runtime: str | None
+    required_host: HostBounds | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +150,11 @@ class Manifest:
                     }
                     for backend, allowed in about.tolerance.items()
                 },
-                "runtime": {"sealed_in": about.sealed_in, "required": about.required_runtime},
+                "runtime": {
+                    "sealed_in": about.sealed_in,
+                    "required": about.required_runtime,
+                    **({} if about.required_host is None else {"host": about.required_host.json()}),
+                },
                 "payload": {
                     "aead": AEAD,
                     "chunk_size": CHUNK_SIZE,
@@ -238,6 +246,12 @@ class _Fields:
             return None
         return self.integer(key, low, high)
 
+    def optional_text(self, key: str, pattern: re.Pattern[str]) -> str | None:
+        if self._left.get(key, "") is None:
+            self.take(key)
+            return None
+        return self.text(key, pattern)
+
     def digest(self, key: str) -> bytes:
         return bytes.fromhex(self.text(key, _HEX))
 
@@ -309,6 +323,7 @@ def _description(top: _Fields, publisher: _Fields) -> Description:
         tolerance=_tolerance(top.fields("tolerance")),
         sealed_in=runtime.text("sealed_in", _HEX),
         required_runtime=required,
+        required_host=_host(runtime.fields("host")) if "host" in runtime.names() else None,
     )
     if (
         list(description.buckets) != sorted(set(description.buckets))
@@ -364,6 +379,20 @@ def _signal(value: JSON, inputs: tuple[TensorSpec, ...]) -> Signal | None:
     if len(inputs) != 1 or len(inputs[0].shape) != 3 or inputs[0].shape[1] != len(leads):  # noqa: PLR2004
         raise ValueError("describes a signal, so it needs one input of shape [-1, leads, samples]")
     return Signal(rate, unit, tuple(leads))
+
+
+def _host(fields: _Fields) -> HostBounds:
+    flags = fields.items("cpu_flags", 0, 64)
+    if not all(isinstance(flag, str) and _FLAG.fullmatch(flag) for flag in flags):
+        raise ValueError("has a bad CPU flag in runtime.host")
+    names = tuple(str(flag) for flag in flags)
+    if list(names) != sorted(set(names)):
+        raise ValueError("has CPU flags in runtime.host that are not sorted, or twice")
+    bounds = HostBounds(names, *(fields.optional_text(key, _VERSION) for key in ("driver", "cuda", "cudnn")))
+    fields.done()
+    if bounds == HostBounds():
+        raise ValueError("has a runtime.host that asks for nothing")
+    return bounds
 
 
 def _tolerance(fields: _Fields) -> dict[str, Tolerance]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from pericard.environment import Host
 from pericard.errors import (
     LicenceExpired,
     LicenceNotYetValid,
@@ -18,7 +19,7 @@ from pericard.errors import (
     VersionWithdrawn,
 )
 from pericard.keys import Publisher
-from pericard.sealed import Grant, Notice, VerifiedModel
+from pericard.sealed import Description, Grant, Notice, VerifiedModel, version
 from pericard.trust.state import Remembered, TrustState
 from pericard.trust.store import Pin, Pins
 
@@ -80,11 +81,15 @@ class Policy:
         state: what was remembered.
     """
 
-    def __init__(self, pins: Pins, state: TrustState, *, runtime: str) -> None:
-        """Take the pinned publishers, the remembered state and the digest of this runtime."""
+    def __init__(self, pins: Pins, state: TrustState, *, runtime: str, host: Host | None = None) -> None:
+        """Take the pinned publishers, the remembered state, the digest of this runtime, and what this host has.
+
+        Without a host, nothing that a publisher may ask of one is there.
+        """
         self._pins = pins
         self.state = state
         self._runtime = runtime
+        self._host = host or Host()
 
     @property
     def publishers(self) -> tuple[Publisher, ...]:
@@ -107,7 +112,7 @@ class Policy:
         Raises:
             UntrustedPublisher: the key that signed it ended, or is not pinned.
             VersionWithdrawn: its sequence is below the remembered floor.
-            RuntimeNotAllowed: it demands another runtime.
+            RuntimeNotAllowed: it demands another runtime, or what this host does not have.
             NoGrant: it holds no grant for the recipient.
             LicenceNotYetValid, LicenceExpired: no grant covers the time.
         """
@@ -125,7 +130,32 @@ class Policy:
                 f"{self._runtime[:16]}",
                 hint="install the runtime that the vendor locked",
             )
+        self._suitable(about, subject=model.subject)
         return self._covering(model, recipient, self.licence_time(now))
+
+    def _suitable(self, about: Description, *, subject: str) -> None:
+        """Hold this host against the bounds that the publisher signed; those of CUDA only where CUDA computes."""
+        bounds, cuda = about.required_host, self._host.cuda
+        if bounds is None:
+            return
+        lacking = [flag for flag in bounds.cpu_flags if flag not in self._host.flags]
+        if lacking:
+            raise RuntimeNotAllowed(
+                f"{subject}: needs a CPU with {', '.join(lacking)}, which this one lacks",
+                hint="serve it on another host; /proc/cpuinfo shows what a CPU has",
+            )
+        if cuda is None:
+            return
+        for what, least, here in (
+            ("the NVIDIA driver", bounds.driver, cuda.driver),
+            ("CUDA", bounds.cuda, cuda.runtime),
+            ("cuDNN", bounds.cudnn, cuda.cudnn),
+        ):
+            if least is not None and (not here or version(here) < version(least)):
+                raise RuntimeNotAllowed(
+                    f"{subject}: needs {what} {least} or later, this host has {here or 'none that can be told'}",
+                    hint=f"install a later version of {what}, or serve the model on the CPU",
+                )
 
     def _covering(self, model: VerifiedModel, recipient: str, now: int) -> Licence:
         """The grant that lasts longest of those that cover the time, or the reason why none does."""

@@ -38,9 +38,18 @@ def model_ready(name: str, *, ready: bool, reason: str = "its licence does not a
     return found if ready else {"error": f"model {name}: cannot answer, {reason}", **found}
 
 
-def server_metadata(version: str, runtime: str) -> dict[str, Any]:
-    """``GET /v2``."""
-    return {"name": "pericard", "version": version, "extensions": list(EXTENSIONS), "runtime": runtime}
+def server_metadata(version: str, runtime: str, environment: dict[str, Any]) -> dict[str, Any]:
+    """``GET /v2``.
+
+    Args:
+        version: of the daemon.
+        runtime: digest of the installed distributions.
+        environment: what the engine says of the installed runtime and its host.
+    """
+    return {
+        "name": "pericard", "version": version, "extensions": list(EXTENSIONS), "runtime": runtime,
+        "environment": environment,
+    }  # fmt: skip
 
 
 def model_metadata(name: str, model: Model, runtime: str, versions: Sequence[str] | None = None) -> dict[str, Any]:
